@@ -1,0 +1,248 @@
+"""The composition root: the only module that names concrete classes.
+
+`python -m octoserve.app` is a worker: its `WorkerConfig` comes as JSON on standard input. `... queue FD` is a
+worker of a queue.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from octoserve.connectors.queues.address import Address
+    from octoserve.control.rollout.values import Course
+    from octoserve.patterns.batch.engine import Engine
+    from octoserve.patterns.batch.job import Job
+    from octoserve.patterns.batch.matching import Matched
+    from octoserve.patterns.batch.outcome import Outcome
+    from octoserve.patterns.batch.progress import Progress
+    from octoserve.patterns.batch.run import Tools
+    from octoserve.patterns.message_queue.opening import Kinds
+    from octoserve.patterns.message_queue.settings import QueueSettings
+    from octoserve.patterns.online.supervisor.supervisor import Supervisor
+    from octoserve.runtimes.protocol import Runtime
+    from octoserve.spec import BatchSection, RolloutSection, ServeSettings
+
+
+def runtimes() -> dict[str, Runtime]:
+    """Every runtime by its name."""
+    from octoserve.runtimes.onnx import OnnxRuntime
+
+    return {runtime.name: runtime for runtime in (OnnxRuntime(),)}
+
+
+def strategies() -> dict[str, Callable[[RolloutSection], Course]]:
+    """What makes a rollout's course from the spec, by the strategy's name."""
+    from octoserve.patterns import blue_green, canary
+    from octoserve.patterns.shadow import course as shadow
+
+    return {"blue-green": blue_green.course, "canary": canary.course, "shadow": shadow.course}
+
+
+def serve(
+    settings: ServeSettings,
+    on_ready: Callable[[Supervisor], None] | None = None,
+    spare: Sequence[subprocess.Popen[bytes]] = (),
+) -> int:
+    """Run a supervisor and its workers until they are told to stop; the exit code. Raises SettingsError.
+
+    on_ready: called once the ports are known and the first versions have loaded or failed
+    spare:    worker processes that were started ahead
+    """
+    from octoserve.patterns.online.supervisor.supervisor import serve as run_supervisor
+    from octoserve.patterns.shadow.keeper import PairKeeper
+
+    return run_supervisor(settings, on_ready, spare, strategies(), PairKeeper)
+
+
+def batch_tools(**others: Any) -> Tools:
+    """What a batch job runs with; see `patterns.batch.run.Tools` for the others."""
+    from importlib.metadata import version
+
+    from octoserve.patterns.batch.run import Tools
+
+    return Tools(runtimes(), {"onnx": f"onnxruntime {version('onnxruntime')}"}, **others)
+
+
+def batch_engine(section: BatchSection) -> Engine | None:
+    """What the section asks for; None is the local one. Raises SettingsError."""
+    from octoserve.core.errors import SettingsError
+
+    if section.engine == "local":
+        return None
+    if section.workers is not None:
+        raise SettingsError("workers: on Spark its tasks are the workers; set spark.executor.cores and its like there")
+    from octoserve.patterns.batch.spark.engine import SparkEngine
+    from octoserve.patterns.batch.spark.session import SparkSettings
+
+    settings = SparkSettings(master=section.spark_master or "", remote=section.spark_remote or "")
+    return SparkEngine(settings, batch_tools)
+
+
+def batch(
+    repository: str | os.PathLike[str],
+    model: str,
+    source: str | Sequence[str],
+    sink: str | os.PathLike[str],
+    *,
+    on_begin: Callable[[Job, Matched, Progress], None] | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Outcome:
+    """See `octoserve.batch`."""
+    from rich.console import Console
+
+    from octoserve.patterns.batch.asking import run_of, wish_of
+    from octoserve.patterns.batch.run import run
+    from octoserve.patterns.batch.showing import Shown, somebody_looks
+    from octoserve.spec import check
+
+    section = {"model": model, "source": source, "sink": str(sink), **settings}
+    checked = check({"repository": str(repository), "batch": section}, {}).batch
+
+    def begin(job: Job, matched: Matched, how_far: Progress) -> None:
+        if on_begin is not None:
+            on_begin(job, matched, how_far)
+        if somebody_looks() if progress is None else progress:
+            shown.begin(how_far)
+
+    with Shown(Console(stderr=True)) as shown:
+        tools = batch_tools(engine=batch_engine(checked), on_begin=begin)
+        return run(wish_of(checked, str(repository)), run_of(checked), tools)
+
+
+def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve") -> Kinds:
+    """Every source and sink of a queue, by the scheme of its address. state_dir: where an embedded sink's broker is."""
+    from octoserve.connectors.queues.kafka import KafkaSource, kafka_source
+    from octoserve.connectors.queues.kafka_sink import KafkaSink, kafka_sink
+    from octoserve.connectors.queues.kafka_tools import KafkaTools
+    from octoserve.connectors.queues.kafka_wire import Outbox
+    from octoserve.connectors.queues.nats import NatsSource
+    from octoserve.connectors.queues.nats_sink import NatsSink
+    from octoserve.connectors.queues.nats_tools import NatsTools
+    from octoserve.connectors.queues.nats_wire import where_of
+    from octoserve.connectors.queues.parquet_files import parquet_folder
+    from octoserve.connectors.queues.postgres import PostgresSink, database_url, postgres_sink
+    from octoserve.connectors.queues.sqlite import sqlite_sink
+    from octoserve.connectors.queues.webhook import Webhook
+    from octoserve.control.postgres import Server
+    from octoserve.patterns.message_queue.opening import Kinds
+    from octoserve.patterns.message_queue.postgres_ledger import PostgresLedger
+
+    def nats(address: Address, settings: QueueSettings) -> NatsSource:
+        return NatsSource(where_of(address, Path(settings.state_dir), settings.redeliver_after))
+
+    def nats_tools(address: Address, state_dir: Path) -> NatsTools:
+        return NatsTools(where_of(address, state_dir))
+
+    def nats_results(address: Address) -> NatsSink:
+        return NatsSink(where_of(address, Path(state_dir)), address.parameters.get("prefix", ""))
+
+    outbox = Outbox()  # between a source and a sink of Kafka: what one sends is in the other's transaction
+
+    def kafka(address: Address, settings: QueueSettings) -> KafkaSource:
+        return kafka_source(
+            address, settings.max_attempts, settings.redeliver_after, settings.run_timeout, outbox, settings.worker
+        )
+
+    def kafka_tools(address: Address, state_dir: Path) -> KafkaTools:
+        return KafkaTools(address)
+
+    def kafka_results(address: Address) -> KafkaSink:
+        return kafka_sink(address, outbox)
+
+    def server(address: Address) -> Server:
+        return Server(database_url(address), "sink")
+
+    def postgres(address: Address) -> PostgresSink:
+        return postgres_sink(address, server(address))
+
+    def ledger(address: Address, source: str, owner: str, ends: Mapping[str, str]) -> PostgresLedger:
+        return PostgresLedger(server(address), source, owner, ends)
+
+    return Kinds(
+        runtimes=runtimes(),
+        sources={"embedded": nats, "nats": nats, "kafka": kafka},
+        tools={"embedded": nats_tools, "nats": nats_tools, "kafka": kafka_tools},
+        sinks={
+            "sqlite": sqlite_sink,
+            "postgresql": postgres,
+            "postgres": postgres,
+            "kafka": kafka_results,
+            "nats": nats_results,
+            "embedded": nats_results,
+            "parquet": parquet_folder,
+            "https": Webhook,
+            "http": Webhook,
+        },
+        ledgers={"postgresql": ledger, "postgres": ledger},
+    )
+
+
+def queue_worker(link: int) -> NoReturn:
+    """Run one worker of a queue, told what to do on standard input; `link`: the socket to its supervisor."""
+    import socket
+
+    import msgspec
+
+    from octoserve.patterns.message_queue.settings import WorkerConfig
+    from octoserve.patterns.message_queue.worker import run_worker
+    from octoserve.telemetry.logs import set_up
+
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+    write_logs = set_up(config.log_level, config.log_format, f"worker {config.index}")
+    code = run_worker(config, queue_kinds(config.settings.state_dir), socket.socket(fileno=link))
+    write_logs()
+    os._exit(code)  # not waiting for a run that hangs
+
+
+def score(
+    frame: Any,
+    repository: str | os.PathLike[str],
+    model: str,
+    *,
+    version: int | None = None,
+    keys: Sequence[str] = (),
+    bad_rows: str = "refuse",
+    **settings: Any,
+) -> Any:
+    """See `octoserve.score`."""
+    from pathlib import Path
+
+    from octoserve.patterns.batch.asking import job_settings
+    from octoserve.patterns.batch.spark.frame import score as score_frame
+    from octoserve.spec import check
+
+    section = check({"repository": str(repository), "batch": {"keys": list(keys), **settings}}, {}).batch
+    return score_frame(frame, Path(repository), model, version, job_settings(section), bad_rows, batch_tools)
+
+
+def worker() -> NoReturn:
+    """Run one worker until it has drained, and leave at once: the interpreter would wait for runs of a model
+    that no client waits for any more."""
+    import msgspec
+    import onnxruntime  # noqa: F401 - the slowest import, while the supervisor still reads its settings
+
+    from octoserve.patterns.online.settings import WorkerConfig
+    from octoserve.patterns.online.worker import run_worker
+    from octoserve.telemetry.logs import set_up
+
+    told = sys.stdin.buffer.read()
+    if not told:  # started ahead by a supervisor that ended before it knew what to do
+        os._exit(0)
+    config = msgspec.json.decode(told, type=WorkerConfig)
+    write_logs = set_up(config.log_level, config.log_format, f"worker {config.index}")
+    code = run_worker(config, runtimes())
+    write_logs()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["queue"]:
+        queue_worker(int(sys.argv[2]))
+    worker()

@@ -1,0 +1,170 @@
+"""`octoserve bench URL`: load a running endpoint, report throughput and the distribution of latency."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from octoserve.cli.load import Load, Outcome
+from octoserve.core.errors import SettingsError
+
+PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+def bench(
+    url: Annotated[str, typer.Argument(help="http://host:port, or the whole .../v2/models/M/infer")],
+    model: Annotated[str, typer.Option(help="Model to ask; not needed where only one is ready")] = "",
+    connections: Annotated[int, typer.Option("--connections", "-c", min=1, help="Concurrent connections")] = 16,
+    duration: Annotated[float, typer.Option("--duration", "-d", min=0.1, help="Seconds to measure")] = 5.0,
+    warm_up: Annotated[float, typer.Option(min=0.0, help="Seconds to load before measuring")] = 1.0,
+    rate: Annotated[
+        float | None, typer.Option(min=0.1, help="Requests a second, evenly; without it as fast as answers come")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows in each made-up request")] = 1,
+    body: Annotated[Path | None, typer.Option(help="File with the request body, instead of made-up inputs")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Load a running endpoint and report what it does.
+
+    Latency is measured here, in one process that shares the machine: near its own limit (some 20,000
+    requests a second) it measures itself. With --rate latency counts from when a request was due.
+    """
+    parts = urlsplit(url if "//" in url else f"http://{url}")
+    if parts.scheme != "http" or not parts.hostname:
+        raise SettingsError(f"{url!r} is no http:// address; wanted for example http://127.0.0.1:8080")
+    host, port = parts.hostname, parts.port or 80
+    path = _path(f"http://{host}:{port}", parts.path, model)
+    content = body.read_bytes() if body else _made_up(f"http://{host}:{port}", path, rows)
+    request = (
+        f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(content)}\r\n\r\n"
+    ).encode() + content
+    outcome = _run(Load(host, port, request, connections, rate), duration, warm_up, f"http://{host}:{port}")
+    if as_json:
+        typer.echo(json.dumps(_summary(outcome, connections, rate)))
+    else:
+        _show(outcome, f"http://{host}:{port}{path}", connections, rate)
+    if not outcome.latencies:
+        raise typer.Exit(1)
+
+
+def _run(load: Load, duration: float, warm_up: float, url: str) -> Outcome:
+    import uvloop
+
+    try:
+        outcome: Outcome = uvloop.run(load.run(duration, warm_up))
+    except OSError as error:
+        raise SettingsError(f"cannot reach {url}: {error}; is the server running?") from None
+    except asyncio.CancelledError:
+        raise SettingsError("interrupted") from None
+    return outcome
+
+
+def _path(base: str, path: str, model: str) -> str:
+    if path.endswith("/infer"):
+        return path
+    if not model:
+        ready = sorted({entry["name"] for entry in _ask(base, "/v2/repository/index", {"ready": True})})
+        if len(ready) != 1:
+            raise SettingsError(f"which model? --model takes one of: {', '.join(ready) or '(none is ready)'}")
+        model = ready[0]
+    return f"/v2/models/{model}/infer"
+
+
+def _ask(base: str, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(base + path, data=data, timeout=10) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise SettingsError(f"{base}{path} answers {error.code}: {error.read(500).decode(errors='replace')}") from None
+    except OSError as error:
+        raise SettingsError(f"cannot reach {base}: {error}; is the server running?") from None
+
+
+def _made_up(base: str, path: str, rows: int) -> bytes:
+    """Inputs after the model's metadata: 0.5, 1, true or "a" for each element."""
+    metadata = _ask(base, path.removesuffix("/infer"))
+    inputs = []
+    for spec in metadata["inputs"]:
+        shape = [1 if d < 0 else d for d in spec["shape"]]
+        if shape and spec["shape"][0] < 0:
+            shape[0] = rows
+        datatype = spec["datatype"]
+        value: Any = 1
+        if datatype == "BYTES":
+            value = "a"
+        elif datatype == "BOOL":
+            value = True
+        elif "FP" in datatype:
+            value = 0.5
+        data = [value] * math.prod(shape)
+        inputs.append({"name": spec["name"], "datatype": datatype, "shape": shape, "data": data})
+    return json.dumps({"inputs": inputs}, separators=(",", ":")).encode()
+
+
+def _summary(outcome: Outcome, connections: int, rate: float | None) -> dict[str, Any]:
+    total = sum(outcome.statuses.values())
+    return {
+        "seconds": round(outcome.seconds, 3),
+        "connections": connections,
+        "rate_wanted": rate,
+        "requests": total,
+        "requests_per_second": round(outcome.statuses[200] / outcome.seconds, 1),
+        "statuses": {str(k): v for k, v in sorted(outcome.statuses.items())},
+        "broken_connections": outcome.broken,
+        "unanswered": outcome.unanswered,
+        "latency_ms": {
+            **{f"p{q * 100:g}": round(outcome.percentile(q) * 1000, 3) for q in PERCENTILES},
+            "max": round(max(outcome.latencies, default=float("nan")) * 1000, 3),
+        }
+        if outcome.latencies
+        else {},
+    }
+
+
+def _show(outcome: Outcome, url: str, connections: int, rate: float | None) -> None:
+    console = Console(highlight=False)
+    summary = _summary(outcome, connections, rate)
+    pace = f"{rate:g} requests/s wanted" if rate else "as fast as answers come"
+    console.print(f"[bold]{url}[/]\n{connections} connections, {summary['seconds']:g} s, {pace}")
+    console.print(f"[bold green]{summary['requests_per_second']:,.0f}[/] answers/s")
+    if outcome.latencies:
+        table = Table(box=None, pad_edge=False)
+        for name in summary["latency_ms"]:
+            table.add_column(name, justify="right")
+        table.add_row(*(f"{value:.2f} ms" for value in summary["latency_ms"].values()))
+        console.print(table)
+        _histogram(console, outcome)
+    failed = {k: v for k, v in summary["statuses"].items() if k != "200"}
+    if failed or outcome.broken or outcome.unanswered:
+        console.print(
+            f"[bold red]not answered with 200:[/] statuses {failed or 'none'}, {outcome.broken} connections broken, "
+            f"{outcome.unanswered} unanswered"
+        )
+        if failed:
+            console.print(outcome.sample[:300].decode(errors="replace"), markup=False)
+
+
+def _histogram(console: Console, outcome: Outcome) -> None:
+    """Bars over logarithmic bins, from the fastest answer to the slowest."""
+    low, high = max(min(outcome.latencies), 1e-6), max(outcome.latencies)
+    bins = 12
+    step = math.log(high / low) / bins if high > low else 1.0
+    counts = [0] * bins
+    for latency in outcome.latencies:
+        counts[min(bins - 1, int(math.log(max(latency, low) / low) / step))] += 1
+    most = max(counts)
+    for i, count in enumerate(counts):
+        bar = "█" * round(40 * count / most) or ("▏" if count else "")
+        console.print(f"  ≤ {low * math.exp(step * (i + 1)) * 1000:9.2f} ms  [cyan]{bar}[/] {count or ''}")

@@ -1,0 +1,45 @@
+"""Prometheus metrics of what runs in a terminal, a batch job or a queue: one thread, one page."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from octoserve.core.errors import SettingsError
+from octoserve.telemetry.metrics import Family
+from octoserve.telemetry.prometheus import CONTENT_TYPE, render
+
+
+class MetricsServer:
+    """On the loopback address, until `close`. families: what holds now; asked anew for each reader."""
+
+    def __init__(self, port: int, families: Callable[[], list[Family]]) -> None:
+        """Raises SettingsError if the port cannot be had."""
+
+        class Page(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                known = self.path.split("?")[0] == "/metrics"
+                body = render((), families()) if known else b"metrics are at /metrics\n"
+                self.send_response(200 if known else 404)
+                self.send_header("Content-Type", CONTENT_TYPE)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        try:
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), Page)
+        except OSError as error:
+            raise SettingsError(
+                f"metrics_port: cannot listen on {port}: {error.strerror}; 0 picks a free one"
+            ) from None
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,63 @@
+"""What was asked on the command line or in the spec's section `queue`, as the pattern takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octoserve.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from octoserve.patterns.message_queue.settings import QueueSettings
+    from octoserve.spec import QueueSection
+
+
+def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) -> tuple[QueueSection, QueueSettings]:
+    """Flags over the spec's section. Flags whose value is None were not given. Raises SettingsError."""
+    from octoserve import spec as settings
+    from octoserve.patterns.message_queue.settings import QueueSettings
+
+    values: dict[str, Any] = settings.read(Path(spec)) if spec else {}
+    if repository is not None:
+        values["repository"] = repository
+    given = {name: value for name, value in flags.items() if value is not None}
+    section = values.get("queue") or {}
+    if isinstance(section, dict):
+        values["queue"] = {**section, **given}
+    try:
+        checked = settings.check(values, {"queue": f"{spec}: queue" if spec else "queue"}, spec or "")
+    except SettingsError as error:
+        raise SettingsError(_as_flags(str(error), given, spec)) from None
+    queue = checked.queue
+    for name, value in (("model", queue.model), ("source", queue.source), ("sink", queue.sink)):
+        if not value:
+            raise SettingsError(f"{name}: wanted, none was given; pass --{name}, or write it under queue: in the spec")
+    told = QueueSettings(
+        repository=str(checked.repository),
+        model=queue.model or "",
+        version=queue.version,
+        source=queue.source or "",
+        sink=queue.sink or "",
+        payload=queue.payload,
+        columns=tuple(queue.columns),
+        missing=queue.missing or "",
+        batch_rows=queue.batch_rows,
+        batch_bytes=queue.batch_bytes,
+        batch_seconds=queue.batch_time,
+        run_timeout=queue.run_timeout,
+        max_attempts=queue.max_attempts,
+        retry_delay=queue.retry_delay,
+        until_idle=queue.until_idle,
+        redeliver_after=queue.redeliver_after,
+        state_dir=str(queue.state_dir),
+    )
+    return queue, told
+
+
+def _as_flags(text: str, given: Mapping[str, Any], spec: str | None) -> str:
+    """Name a flag where a flag was wrong."""
+    place = f"{spec}: queue." if spec else "queue."
+    for name in given:
+        text = text.replace(f"{place}{name}:", f"--{name.replace('_', '-')}:")
+    return text

@@ -1,0 +1,33 @@
+"""Which sink is meant by what somebody wrote."""
+
+from __future__ import annotations
+
+from octoserve.connectors.delta import DeltaSink, is_delta
+from octoserve.connectors.files import LocalFiles
+from octoserve.connectors.iceberg import PREFIX as ICEBERG
+from octoserve.connectors.iceberg import IcebergSink
+from octoserve.connectors.objects import bucket
+from octoserve.connectors.postgres import SCHEMES
+from octoserve.core.errors import SettingsError
+from octoserve.patterns.batch import databases
+from octoserve.patterns.batch.lake_sink import LakeSink
+from octoserve.patterns.batch.local import LocalSink
+from octoserve.patterns.batch.object_sink import Buckets, ObjectSink
+from octoserve.patterns.batch.postgres_sink import PostgresSink
+from octoserve.patterns.batch.sinks import Sink
+
+
+def sink_of(sink: str, files: LocalFiles | None = None, buckets: Buckets = bucket) -> Sink:
+    """Raises SettingsError."""
+    if sink.startswith(ICEBERG):
+        return LakeSink(IcebergSink(sink), files or LocalFiles(), buckets)
+    if is_delta(sink):
+        return LakeSink(DeltaSink(sink), files or LocalFiles(), buckets)
+    scheme, mark, _ = sink.partition("://")
+    if not mark:
+        return LocalSink(sink, files or LocalFiles())
+    if scheme in ("s3", "s3a", "s3n"):
+        return ObjectSink(sink, buckets)
+    if sink.startswith(SCHEMES):
+        return PostgresSink(sink, databases.of("sink"))
+    raise SettingsError(f"sink: a folder, an s3:// or postgresql:// URL, delta: or iceberg: wanted, {sink!r} came")

@@ -1,0 +1,100 @@
+"""Is a committed sink what its manifest says? Every byte is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import msgspec
+
+from octoserve.connectors import parquet
+from octoserve.connectors.arrow import pyarrow
+from octoserve.connectors.gathering import BUFFER
+from octoserve.connectors.source import SourceFile
+from octoserve.core.errors import InvalidInput, NotFound
+from octoserve.patterns.batch import manifest
+from octoserve.patterns.batch.job import Difference
+from octoserve.patterns.batch.journal import Part
+from octoserve.patterns.batch.parts import BAD
+
+INSIDE = "_octoserve"
+"""The work folder of a sink in which parts appear in place."""
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """differences: none if all is as it was committed."""
+
+    manifest: manifest.Manifest
+    differences: tuple[Difference, ...]
+
+
+class Reading(Protocol):
+    """A sink whose parts are files."""
+
+    def opened(self, part: str) -> AbstractContextManager[tuple[BinaryIO, SourceFile]]:
+        """A part to be read, and what it is. Raises OSError, NotFound."""
+        ...
+
+    def names(self) -> set[str]:
+        """Of all files there, as in the manifest."""
+        ...
+
+
+def verify(sink: str | Path, seen: Callable[[Part], None] = lambda part: None) -> Verified:
+    """seen: called after each file. Raises NotFound if nothing is committed there, DamagedManifest."""
+    from octoserve.patterns.batch.places import sink_of  # which imports the sinks, which import this
+
+    place = sink_of(str(sink))
+    whole = place.committed()
+    if whole is None:
+        raise NotFound(f"{place.name} holds no {manifest.SUCCESS}: no batch job was committed there")
+    return Verified(whole, tuple(place.differences(whole, seen)))
+
+
+def part_differences(
+    sink: Reading, whole: manifest.Manifest, seen: Callable[[Part], None], known: frozenset[str] = frozenset()
+) -> Iterator[Difference]:
+    """Of a sink whose parts are Parquet files. known: further names that belong there."""
+    for part in (*whole.parts, *whole.bad):
+        yield from _part(sink, part, whole.run)
+        seen(part)
+    ours = {part.name for part in (*whole.parts, *whole.bad)} | {manifest.SUCCESS, BAD, INSIDE} | known
+    for name in sorted(sink.names() - ours):
+        yield Difference(name, "no such file", "a file", "nobody reads it who goes by the manifest")
+
+
+def part_tables(sink: Reading, parts: Sequence[Part], columns: Sequence[str] | None) -> Iterator[Any]:
+    """Parts that are Parquet files, in order."""
+    for part in parts:
+        with sink.opened(part.name) as (raw, _):
+            yield pyarrow("parquet").ParquetFile(raw, pre_buffer=True).read(columns=columns)
+
+
+def _part(sink: Reading, part: Part, run: str) -> Iterator[Difference]:
+    try:
+        with sink.opened(part.name) as (raw, file):
+            hashed, size = hashlib.sha256(), 0
+            while data := raw.read(BUFFER):
+                hashed.update(data)
+                size += len(data)
+        digest = hashed.hexdigest()
+    except (OSError, NotFound) as error:
+        came = str(error.strerror) if isinstance(error, OSError) else "no such object"
+        yield Difference(part.name, f"{part.bytes} bytes", came, "score the table again")
+        return
+    if (digest, size) != (part.sha256, part.bytes):
+        wanted, came = f"{part.bytes} bytes, sha256 {part.sha256[:16]}", f"{size} bytes, sha256 {digest[:16]}"
+        yield Difference(part.name, wanted, came, "restore it, or score the table again")
+        return
+    try:
+        rows, metadata = parquet.footer(file)
+    except InvalidInput as error:
+        yield Difference(part.name, "a Parquet file", str(error), "score the table again")
+        return
+    if rows != part.rows:
+        yield Difference(part.name, f"{part.rows} rows", str(rows), "score the table again")
+    if metadata.get(b"octoserve.run", b"").decode() != run:
+        yield Difference(part.name, f"run {run}", "another", "score the table again")

@@ -1,0 +1,127 @@
+"""A micro-batch through the model: what fails is bisected down to the messages that fail, and their mates succeed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from octoserve.codecs.json_rows import Decoded
+from octoserve.connectors.queues.protocol import ID_HEADER, Fenced, Message
+from octoserve.core.errors import InvalidInput, Unavailable
+from octoserve.core.signature import TensorSpec
+from octoserve.core.tensors import Array, Tensor
+from octoserve.dataplane.table import ScoredTable
+
+ID_HEADERS = ("message-id", "Nats-Msg-Id")
+"""Headers that name a message, where its payload does not."""
+
+
+class Scorer(Protocol):
+    """The way through the data plane."""
+
+    name: str
+    version: int
+
+    def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
+        """All rows, or an exception."""
+        ...
+
+
+Decode = Callable[[Sequence[bytes]], Decoded]
+Guard = Callable[[], contextlib.AbstractContextManager[None]]
+"""Within it a run of the model has its deadline."""
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """good: places of the messages that have a result; columns, versions: those results, in that order.
+
+    ids: of every message. failed: place -> why
+    """
+
+    good: list[int]
+    columns: list[Array]
+    versions: NDArray[np.int64]
+    ids: list[str]
+    failed: dict[int, Exception]
+
+
+def identity(message: Message, own: str | None) -> str:
+    """The message's id; own: what its payload says. See docs/decisions/0014-message-queue.md."""
+    headers = message.headers
+    if headers:
+        if ID_HEADER in headers:
+            return headers[ID_HEADER]
+        if own is None:
+            own = next((headers[name] for name in ID_HEADERS if headers.get(name)), None)
+    return own or message.name
+
+
+def score(
+    scorer: Scorer, decode: Decode, outputs: Sequence[TensorSpec], messages: Sequence[Message], guard: Guard
+) -> Scored:
+    """Decode and run. Raises what is no message's fault: MemoryError, Fenced, Unavailable."""
+    decoded = decode([message.value for message in messages])
+    ids = [identity(message, own) for message, own in zip(messages, decoded.ids, strict=True)]
+    failed: dict[int, Exception] = {place: InvalidInput(reason) for place, reason in decoded.unfit.items()}
+    good: list[int] = []
+    runs: list[ScoredTable] = []
+    for group in decoded.groups:
+        keys = [messages[place].key or ids[place].encode() for place in group.rows]
+        for start, stop, ran in _bisected(scorer, group.columns, keys, guard):
+            if isinstance(ran, ScoredTable):
+                good += group.rows[start:stop]
+                runs.append(ran)
+            else:
+                failed[group.rows[start]] = ran
+    columns = [_joined([ran.outputs[spec.name] for ran in runs]) for spec in outputs]
+    versions = _joined([ran.versions for ran in runs]) if runs else np.empty(0, np.int64)
+    if len(decoded.groups) > 1:  # in the order that they came
+        order = np.argsort(good, kind="stable")
+        good = [good[at] for at in order]
+        columns, versions = [column[order] for column in columns], versions[order]
+    return Scored(good, columns, versions, ids, failed)
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """All rows; where their shapes differ, an object array of nested lists."""
+    if not parts:
+        return np.empty(0)
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    rows = [row.tolist() for part in parts for row in part]
+    ragged = np.empty(len(rows), dtype=object)
+    ragged[:] = rows
+    return ragged
+
+
+def _bisected(
+    scorer: Scorer, columns: Sequence[Tensor], keys: Sequence[bytes], guard: Guard
+) -> Iterator[tuple[int, int, ScoredTable | Exception]]:
+    """Ranges of rows in order, each with its results, or a single row with why it has none."""
+    arrays = [tensor.array() for tensor in columns]
+    waiting = [(0, len(keys))] if keys else []
+    while waiting:
+        start, stop = waiting.pop()
+        part = columns
+        if (start, stop) != (0, len(keys)):
+            part = [Tensor.of(t.name, a[start:stop], t.datatype) for t, a in zip(columns, arrays, strict=True)]
+        try:
+            with guard():
+                ran = scorer.score(part, keys[start:stop])
+        except (MemoryError, Fenced, Unavailable):
+            raise  # no message's fault
+        except Exception as error:
+            if stop - start == 1:
+                yield start, stop, error
+            else:
+                middle = (start + stop) // 2
+                waiting += [(middle, stop), (start, middle)]
+        else:
+            yield start, stop, ran

@@ -1,0 +1,48 @@
+"""What a run of a queue is told, as its processes pass it on."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a queue is worked on. Durations in seconds; see `spec.QueueSection` for what each means.
+
+    worker: which of the run's workers this is, from 0
+    """
+
+    repository: str
+    model: str
+    version: int | None = None
+    source: str
+    sink: str
+    payload: str = "json"
+    columns: tuple[str, ...] = ()
+    missing: str = ""
+    batch_rows: int = 1024
+    batch_bytes: int = 8 << 20
+    batch_seconds: float = 1.0
+    run_timeout: float = 30.0
+    max_attempts: int = 3
+    retry_delay: float = 1.0
+    until_idle: float | None = None
+    redeliver_after: float = 10.0
+    state_dir: str = ".octoserve"
+    worker: int = 0
+
+
+def owner_of(pid: int) -> str:
+    """What a worker of this machine is called by those who outlive it."""
+    return f"{os.uname().nodename}/{pid}"
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker process starts with. ends: how workers of this run have died, by `owner_of`."""
+
+    settings: QueueSettings
+    index: int = 0
+    ends: dict[str, str] = {}
+    log_level: str = "info"
+    log_format: str = "text"

@@ -1,0 +1,72 @@
+"""What a queue counts: messages by what became of them, attempts, sizes, times, and how far behind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from octoserve.connectors.queues.protocol import Lag
+from octoserve.core.clock import Clock
+from octoserve.telemetry.metrics import ROWS, SECONDS, Labels, Registry
+
+STORED, REPEATED, RETRIED, DEAD = "stored", "repeated", "retried", "dead"
+_LATENCY = (*SECONDS, 60.0, 300.0, 900.0, 3600.0)
+
+
+class Statistics:
+    """Of one worker."""
+
+    def __init__(self, registry: Registry, model: str, wall: Clock) -> None:
+        self._wall = wall
+        self._lags: Sequence[Lag] = ()
+        messages = registry.counter(
+            "octoserve_queue_messages_total",
+            "Messages by outcome: stored, repeated (its result was there), retried, dead.",
+            ("model", "outcome"),
+        )
+        self.outcomes = {word: messages.counter(model, word) for word in (STORED, REPEATED, RETRIED, DEAD)}
+        self.attempts = registry.counter(
+            "octoserve_queue_attempts_total", "Messages that a run was begun for.", ("model",)
+        ).counter(model)
+        self.sink_retries = registry.counter(
+            "octoserve_queue_sink_retries_total", "Times that a sink could not be written to.", ("model",)
+        ).counter(model)
+        self.rows = registry.histogram(
+            "octoserve_queue_batch_rows", "Messages in a micro-batch.", ("model",), ROWS
+        ).histogram(model)
+        self.batch_seconds = registry.histogram(
+            "octoserve_queue_batch_seconds", "From a micro-batch's begin to its end.", ("model",)
+        ).histogram(model)
+        self.latency = registry.histogram(
+            "octoserve_queue_latency_seconds",
+            "From a message's publication to its result in the sink.",
+            ("model",),
+            _LATENCY,
+        ).histogram(model)
+        registry.gauge(
+            "octoserve_queue_lag", "Messages that nobody has taken yet.", ("partition",), lambda: self._each("behind")
+        )
+        registry.gauge(
+            "octoserve_queue_in_hand", "Messages taken and not done.", ("partition",), lambda: self._each("in_hand")
+        )
+        registry.gauge(
+            "octoserve_queue_oldest_seconds", "Age of the oldest message that is not done.", ("partition",), self._ages
+        )
+
+    def stands(self, lags: Sequence[Lag]) -> None:
+        """How far behind the queue is now."""
+        self._lags = lags
+
+    def stored(self, published: Sequence[float], repeated: int) -> None:
+        """A micro-batch's results are in the sink."""
+        now = self._wall()
+        self.outcomes[STORED].add(len(published) - repeated)
+        self.outcomes[REPEATED].add(repeated)
+        self.latency.observe_all([max(0.0, now - at) for at in published])
+        self.latency.fold_if_due()
+
+    def _each(self, field: str) -> dict[Labels, float]:
+        return {(lag.partition,): float(getattr(lag, field)) for lag in self._lags}
+
+    def _ages(self) -> dict[Labels, float]:
+        now = self._wall()
+        return {(lag.partition,): max(0.0, now - lag.oldest) if lag.oldest else 0.0 for lag in self._lags}

@@ -1,0 +1,353 @@
+"""The gRPC door: the methods of `inference.GRPCInferenceService`, and gRPC status codes.
+
+Like the REST door it translates and decides nothing; everything but predictions is `Service`'s answer,
+copied into the protocol's messages by field name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+from google.protobuf.message import DecodeError
+
+from octoserve.codecs.open_inference_grpc import Request, decode_request, encode_response, field
+from octoserve.codecs.protos import message
+from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError, Overloaded, Unavailable
+from octoserve.dataplane.call import NEVER, Call
+from octoserve.dataplane.split import ArmRoute
+from octoserve.patterns.online.errors import code_of
+from octoserve.patterns.online.grpc.transport import MAX_STATUS_TEXT, GrpcCall, StreamHandler, UnaryHandler
+from octoserve.patterns.online.service import ServerMetadata, Service
+
+log = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+
+MAX_STREAM_IN_FLIGHT = 64
+"""Requests of one stream in the data plane at once; more wait in the stream's flow-control window."""
+
+
+def fail(call: GrpcCall, error: OctoserveError) -> None:
+    """End a call with an error; shed load says when to come back."""
+    trailers = (("retry-after", str(error.retry_after)),) if isinstance(error, Overloaded) else ()
+    call.finish(code_of(error), str(error), trailers)
+
+
+def not_encoded() -> Internal:
+    """Log the exception in hand; what the client is told of it."""
+    log.exception("an answer could not be encoded")
+    return Internal("the answer could not be encoded; the server's log has the reason")
+
+
+class UnaryInfer(Call):
+    """One ModelInfer; its answer is the reply."""
+
+    door = "grpc"
+
+    def __init__(self, grpc: GrpcCall, request: Request) -> None:
+        self.model = request.model  # not by super(): once a request
+        self.version = request.version
+        self.inputs = request.tensors
+        if request.outputs is not None:
+            self.outputs = request.outputs
+        self.grpc = grpc
+        self.request = request
+
+    def header(self, name: str) -> str | None:
+        """See `Call.header`."""
+        return self.grpc.metadata.get(name)
+
+    def parameter(self, name: str) -> object:
+        """See `Call.parameter`."""
+        return self.request.parameter(name)
+
+    def answered(self) -> None:
+        """Reply, or fail."""
+        if self.error is None:
+            assert self.result is not None
+            try:
+                self.grpc.reply(encode_response(self.result, self.request))
+                return
+            except OctoserveError as error:
+                self.error = error
+            except Exception:
+                self.error = not_encoded()
+        fail(self.grpc, self.error)
+
+
+class GrpcDoor:
+    """Method tables of one worker's gRPC port."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.dataplane = service.dataplane
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def unary(self) -> dict[str, UnaryHandler]:
+        """Path -> handler of every unary method."""
+        service = self._service
+        answers: dict[str, tuple[str, Callable[[Any], Any]]] = {
+            "ServerLive": ("ServerLive", lambda _: {"live": True}),
+            "ServerReady": ("ServerReady", lambda _: {"ready": service.ready()}),
+            "ModelReady": ("ModelReady", lambda r: {"ready": _model_ready(service, r.name, r.version)}),
+            "ServerMetadata": ("ServerMetadata", lambda _: ServerMetadata()),
+            "ModelMetadata": ("ModelMetadata", lambda r: service.model_metadata(r.name, r.version)),
+            "ModelConfig": ("ModelConfig", lambda r: {"config": service.config(r.name, r.version)}),
+            "ModelStatistics": (
+                "ModelStatistics",
+                lambda r: {"model_stats": service.statistics(r.name, r.version)},
+            ),
+            "RepositoryIndex": ("RepositoryIndex", lambda r: {"models": _index(service, r.ready)}),
+        }
+        table = {f"/{SERVICE}/{name}": _simple(messages, answer) for name, (messages, answer) in answers.items()}
+        table[f"/{SERVICE}/ModelInfer"] = self._infer
+        table[f"/{SERVICE}/RepositoryModelLoad"] = self._operation("load", "RepositoryModelLoad")
+        table[f"/{SERVICE}/RepositoryModelUnload"] = self._operation("unload", "RepositoryModelUnload")
+        return table
+
+    def stream(self) -> dict[str, StreamHandler]:
+        """Path -> handler of every streaming method."""
+        return {f"/{SERVICE}/ModelStreamInfer": lambda call: InferStream(self, call).start()}
+
+    def deadline(self, call: GrpcCall, request: Request) -> float:
+        """The earlier of gRPC's deadline and the `timeout` parameter."""
+        deadline = NEVER if call.deadline is None else call.deadline
+        if request.timeout is not None:
+            deadline = min(deadline, self.dataplane.clock() + request.timeout)
+        return deadline
+
+    def _infer(self, call: GrpcCall, data: bytes) -> None:
+        try:
+            request = decode_request(data)
+        except OctoserveError as error:
+            self.dataplane.refused("", "grpc", error)
+            fail(call, error)
+            return
+        infer = UnaryInfer(call, request)
+        if call.deadline is not None or request.timeout is not None:
+            infer.deadline = self.deadline(call, request)
+        call.on_cancel = infer.cancel
+        self.dataplane.submit(infer)
+
+    def _operation(self, action: str, name: str) -> UnaryHandler:
+        request_type, response = message(f"inference.{name}Request"), message(f"inference.{name}Response")
+
+        def handle(call: GrpcCall, data: bytes) -> None:
+            try:
+                came = request_type.FromString(data)
+            except DecodeError:
+                fail(call, InvalidInput(f"not a {name}Request message"))
+                return
+            work = self._service.operate(action, came.model_name, dict(came.parameters))
+            self._later(call, work, response().SerializeToString())
+
+        return handle
+
+    def _later(self, call: GrpcCall, work: Coroutine[Any, Any, None], reply: bytes) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except OctoserveError as error:
+                fail(call, error)
+            except Exception:
+                log.exception("an operation failed")
+                fail(call, Internal("the operation failed; the server's log has the reason"))
+            else:
+                call.reply(reply)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _simple(name: str, answer: Callable[[Any], Any]) -> UnaryHandler:
+    """A method whose answer is at hand."""
+    request_type, response_type = message(f"inference.{name}Request"), message(f"inference.{name}Response")
+
+    def handle(call: GrpcCall, data: bytes) -> None:
+        try:
+            came = request_type.FromString(data)
+        except DecodeError:
+            fail(call, InvalidInput(f"not a {name}Request message"))
+            return
+        try:
+            reply = response_type(**msgspec.to_builtins(answer(came)))
+        except OctoserveError as error:
+            fail(call, error)
+        else:
+            call.reply(reply.SerializeToString())
+
+    return handle
+
+
+def _model_ready(service: Service, model: str, version: str) -> bool:
+    """What is not there is not ready: no error, as with Triton, whose clients ask until a model has come."""
+    try:
+        return service.model_ready(model, version)
+    except NotFound:
+        return False
+
+
+def _index(service: Service, only_ready: bool) -> list[dict[str, str]]:
+    return [
+        {"name": e.model, "version": str(e.version), "state": e.state, "reason": e.reason}
+        for e in service.index(only_ready)
+    ]
+
+
+# --- streams -----------------------------------------------------------------------------------------
+
+_StreamResponse: Any = message("inference.ModelStreamInferResponse")
+
+
+class StreamedInfer(Call):
+    """One request of a stream; answers leave in the order of the requests."""
+
+    door = "grpc"
+
+    def __init__(self, stream: InferStream, request: Request, version: str, deadline: float) -> None:
+        super().__init__(request.model, version, request.tensors)
+        self.outputs = request.outputs
+        self.deadline = deadline
+        self.stream = stream
+        self.request = request
+        self.reply: bytes | None = None
+
+    def header(self, name: str) -> str | None:
+        """See `Call.header`: the metadata that the stream was opened with."""
+        return self.stream.call.metadata.get(name)
+
+    def parameter(self, name: str) -> object:
+        """See `Call.parameter`."""
+        return self.request.parameter(name)
+
+    def answered(self) -> None:
+        """Keep the reply until its turn."""
+        if self.error is None:
+            assert self.result is not None
+            try:
+                self.reply = stream_reply(encode_response(self.result, self.request))
+            except OctoserveError as error:
+                self.error = error
+            except Exception:
+                self.error = not_encoded()
+        if self.error is not None:
+            self.reply = stream_error(self.error, self.request.id)
+        self.stream.flush()
+
+
+def stream_reply(response: bytes) -> bytes:
+    """A ModelStreamInferResponse around a serialized ModelInferResponse."""
+    return field(2, response)
+
+
+def stream_error(error: OctoserveError, id: str) -> bytes:
+    """A stream goes on after a request that failed: the error is a message, with the request's id."""
+    reply = _StreamResponse(error_message=str(error)[:MAX_STATUS_TEXT])
+    reply.infer_response.id = id
+    return bytes(reply.SerializeToString())
+
+
+class InferStream:
+    """One ModelStreamInfer call. A model's version, or arm, is bound by the stream's first request for it."""
+
+    def __init__(self, door: GrpcDoor, call: GrpcCall) -> None:
+        self._door = door
+        self.call = call
+        self._pending: deque[StreamedInfer] = deque()
+        self._bound: dict[tuple[str, str], tuple[str, ArmRoute | None]] = {}
+        self._closing = False
+        self._ending = False
+        self._reason = "the server is going away; open the stream again"
+        self._full = False
+
+    def start(self) -> None:
+        """Take messages from now on."""
+        call = self.call
+        call.on_message = self._receive
+        call.on_half_close = self._half_close
+        call.on_linger_over = self._end
+        call.on_closed = self._cancel
+
+    def _receive(self, data: bytes) -> None:
+        if self._ending:
+            return  # the status says that the server leaves; what has no answer may be asked of another
+        door = self._door
+        try:
+            request = decode_request(data)
+        except OctoserveError as error:
+            door.dataplane.refused("", "grpc", error)
+            request = Request("", "", "", raw=True)
+            refused = StreamedInfer(self, request, "", NEVER)
+            self._pending.append(refused)
+            refused.error = error
+            refused.answered()
+            return
+        infer = StreamedInfer(self, request, request.version, door.deadline(self.call, request))
+        self._pending.append(infer)
+        if len(self._pending) >= MAX_STREAM_IN_FLIGHT:
+            self._full = True
+            self.call.pause_reading()
+        key = (request.model, request.version)
+        bound = self._bound.get(key)
+        if bound is not None:
+            infer.version, infer.arm = bound
+            if infer.arm is not None and not door.dataplane.routes_to(request.model, infer.arm.version):
+                self._withdraw(infer)
+                return
+            if infer.arm is not None:
+                infer.arm.join(infer)
+        door.dataplane.submit(infer)
+        if bound is None:
+            self._bind(key, infer)
+
+    def _withdraw(self, infer: StreamedInfer) -> None:
+        """The stream's version was taken back: what is under way is answered, then the client opens it anew."""
+        self._pending.remove(infer)
+        self._reason = f"version {infer.version} of {infer.model!r} was taken back; open the stream again"
+        self._ending = True
+        self.flush()
+
+    def _bind(self, key: tuple[str, str], first: StreamedInfer) -> None:
+        """What comes later on this stream goes where its first request went."""
+        if first.arm is not None:
+            self._bound[key] = str(first.arm.version), first.arm
+            return
+        with contextlib.suppress(OctoserveError):  # the first one's answer says what is wrong
+            self._bound[key] = str(self._door.dataplane.bind(*key).handle.ref.version), None
+
+    def flush(self) -> None:
+        """Send what is answered, in order."""
+        pending = self._pending
+        while pending and pending[0].reply is not None:
+            self.call.send(pending.popleft().reply or b"")
+        if self._full and len(pending) < MAX_STREAM_IN_FLIGHT:
+            self._full = False
+            asyncio.get_running_loop().call_soon(self.call.resume_reading)
+        if pending:
+            return
+        if self._closing:
+            self.call.finish()
+        elif self._ending:
+            fail(self.call, Unavailable(self._reason))
+
+    def _half_close(self) -> None:
+        self._closing = True
+        self.flush()
+
+    def _end(self) -> None:
+        """The server leaves: answer what has come, and end."""
+        self._ending = True
+        self.flush()
+
+    def _cancel(self) -> None:
+        """The stream is over: nobody reads what is still under way."""
+        for infer in self._pending:
+            infer.cancel()
+        self._pending.clear()

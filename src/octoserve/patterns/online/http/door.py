@@ -1,0 +1,386 @@
+"""The REST door: routes of the Open Inference Protocol V2 and Triton's extensions, and status codes.
+
+It translates and decides nothing: predictions go to the data plane, everything else to `Service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import zlib
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from octoserve.codecs.open_inference_json import Request, decode_request, encode_response, raw_request
+from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError, Overloaded, TooLarge, Unsupported
+from octoserve.dataplane.call import NEVER, Call
+from octoserve.patterns.online.errors import status_of
+from octoserve.patterns.online.http.connection import Connection
+from octoserve.patterns.online.http.head import Head
+from octoserve.patterns.online.service import ServerMetadata, Service
+from octoserve.patterns.online.settings import Limits
+from octoserve.telemetry.metrics import Metric
+
+log = logging.getLogger(__name__)
+
+_COMPRESS_FROM = 1024  # bytes; below, compression costs more than it saves
+_COMPRESS_TO = 1 << 20  # above, it would hold up every other request on the loop
+_INFLATE_FROM = 64 << 10  # compressed bytes, from which a body is decompressed in a thread
+_INFLATE_TO = 1 << 20  # and from which decompressed size, however little came
+_INFLATE_THREADS = 2
+_MAX_MICROSECONDS = 10**15
+_encode = msgspec.json.encode
+
+
+class InferHead:
+    """What an inference request's head says: worked out once for all requests that repeat it."""
+
+    __slots__ = ("accept", "encoding", "header_length", "headers", "model", "timeout", "version")
+
+    def __init__(self, model: str, version: str, head: Head) -> None:
+        self.model = model
+        self.version = version
+        self.headers = head.headers
+        self.timeout = _timeout(head.headers.get("x-request-timeout"))
+        self.header_length = _length(head.headers.get("inference-header-content-length"))
+        encoding = head.headers.get("content-encoding", "identity").lower()
+        if encoding not in ("identity", "gzip", "deflate"):
+            raise Unsupported(f"Content-Encoding {encoding!r}; gzip, deflate and identity are taken")
+        self.encoding = "" if encoding == "identity" else encoding
+        self.accept = _accepted(head.headers.get("accept-encoding", ""))
+
+
+def _timeout(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text.replace("_", "?"))  # Python would take 1_0
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise InvalidInput(f"X-Request-Timeout is {text!r}; seconds are wanted, such as 0.5")
+    return seconds
+
+
+def _length(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise InvalidInput(f"Inference-Header-Content-Length is {text!r}; a number of bytes is wanted")
+    return int(text)
+
+
+_REFUSED = re.compile(r"q\s*=\s*0(\.0*)?$")
+
+
+def _accepted(text: str) -> str:
+    """The coding to answer in: the first of gzip and deflate that is not refused by q=0."""
+    for item in text.lower().split(","):
+        coding, _, q = item.strip().partition(";")
+        if coding.strip() in ("gzip", "deflate") and not _REFUSED.match(q.strip()):
+            return coding.strip()
+    return ""
+
+
+class HttpCall(Call):
+    """An inference request over HTTP; its answer is a response on its connection."""
+
+    door = "http"
+
+    def __init__(self, connection: Connection, infer: InferHead, request: Request) -> None:
+        self.model = infer.model  # not by super(): once a request
+        self.version = infer.version
+        self.inputs = request.tensors
+        if request.outputs is not None:
+            self.outputs = [name for name, _ in request.outputs]
+        self.connection = connection
+        self.request = request
+        self.infer = infer
+
+    def header(self, name: str) -> str | None:
+        """See `Call.header`."""
+        return self.infer.headers.get(name)
+
+    def parameter(self, name: str) -> object:
+        """See `Call.parameter`."""
+        return (self.request.parameters or {}).get(name)
+
+    def answered(self) -> None:
+        """Write the response."""
+        connection = self.connection
+        if self.error is not None:
+            respond_to(connection, self.error)
+            return
+        assert self.result is not None
+        try:
+            body, header_length = encode_response(self.result, self.request)
+        except OctoserveError as error:
+            respond_to(connection, error)
+            return
+        except Exception:
+            log.exception("an answer could not be encoded")
+            respond_to(connection, Internal("the answer could not be encoded; the server's log has the reason"))
+            return
+        accept = self.infer.accept
+        if header_length is None and not (accept and len(body) >= _COMPRESS_FROM):
+            connection.respond_json(body)
+            return
+        headers = "content-type: application/json"
+        if header_length is not None:
+            headers = f"content-type: application/octet-stream\r\ninference-header-content-length: {header_length}"
+        if accept and _COMPRESS_FROM <= len(body) <= _COMPRESS_TO:
+            body = compress(body, accept)
+            headers += f"\r\ncontent-encoding: {accept}"
+        connection.respond(200, body, headers)
+
+
+def respond_to(connection: Connection, error: OctoserveError) -> None:
+    """Answer an error; shed load says when to come back."""
+    retry = f"retry-after: {error.retry_after}" if isinstance(error, Overloaded) else ""
+    connection.respond_error(status_of(error), str(error), retry)
+
+
+class HttpDoor:
+    """Routes of one worker's HTTP port: the `Application` of its `Http1Server`."""
+
+    def __init__(self, service: Service, limits: Limits, cuts: Metric) -> None:
+        self._service = service
+        self._dataplane = service.dataplane
+        self._limits = limits
+        self._cuts = cuts
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._inflating = ThreadPoolExecutor(_INFLATE_THREADS, "inflate")
+
+    # --- the Application that a connection asks for ------------------------------------------------------------
+
+    def route(self, head: Head) -> None:
+        """See `connection.Application.route`."""
+        try:
+            head.handler, head.binding = self._find(head)
+        except OctoserveError as error:
+            head.handler, head.binding = self._refuse, error
+
+    def error_body(self, status: int, message: str) -> bytes:
+        """The protocol's only error shape."""
+        return _encode({"error": message})
+
+    def cut(self, reason: str) -> None:
+        """See `connection.Application.cut`."""
+        self._cuts.counter("http", reason).add()
+
+    # --- routes -----------------------------------------------------------------------------------------
+
+    def _find(self, head: Head) -> tuple[Callable[[Connection, Head, bytes], None], Any]:
+        parts = [unquote(part) for part in head.path.strip("/").split("/")]
+        if parts[0] != "v2":
+            raise NotFound(f"no such path: {head.path}; the Open Inference Protocol starts at /v2")
+        match parts[1:]:
+            case []:
+                return self._get(head, lambda _: _encode(ServerMetadata()))
+            case ["health", "live"]:
+                return self._get(head, lambda _: b'{"live":true}')
+            case ["health", "ready"]:
+                return self._method(head, "GET"), self._ready
+            case ["repository", "index"]:
+                return self._method(head, "POST", "GET"), self._index
+            case ["repository", "models", model, ("load" | "unload") as action]:
+                return self._method(head, "POST"), self._operation(action, model)
+            case ["models", "stats"]:
+                return self._get(head, lambda _: self._statistics("", ""))
+            case ["models", model, *rest]:
+                return self._model(head, model, rest)
+        raise NotFound(f"no such path: {head.path}")
+
+    def _model(self, head: Head, model: str, rest: list[str]) -> tuple[Callable[[Connection, Head, bytes], None], Any]:
+        version = ""
+        if len(rest) >= 2 and rest[0] == "versions":
+            version, rest = rest[1], rest[2:]
+        match rest:
+            case ["infer"]:
+                if head.method != "POST":
+                    return self._method(head, "POST"), None
+                infer = InferHead(model, version, head)
+                return self._infer_compressed if infer.encoding else self._infer, infer
+            case []:
+                return self._get(head, lambda _: _encode(self._service.model_metadata(model, version)))
+            case ["ready"]:
+                return self._method(head, "GET"), lambda c, _: self._model_ready(c, model, version)
+            case ["stats"]:
+                return self._get(head, lambda _: self._statistics(model, version))
+            case ["config"]:
+                return self._get(head, lambda _: _encode(self._service.config(model, version)))
+        raise NotFound(f"no such path: {head.path}")
+
+    def _method(self, head: Head, *allowed: str) -> Callable[[Connection, Head, bytes], None]:
+        asked = "GET" if head.method == "HEAD" else head.method  # load balancers probe with HEAD
+        if asked not in allowed:
+            return lambda c, h, _: c.respond_error(
+                405, f"{h.method} is not offered here", f"allow: {', '.join(allowed)}"
+            )
+        return _answer
+
+    def _get(self, head: Head, body: Callable[[bytes], bytes]) -> tuple[Callable[[Connection, Head, bytes], None], Any]:
+        return self._method(head, "GET"), lambda connection, came: connection.respond(200, body(came))
+
+    def _refuse(self, connection: Connection, head: Head, _: bytes) -> None:
+        """The head alone is wrong."""
+        self._dataplane.refused("", "http", head.binding)
+        respond_to(connection, head.binding)
+
+    # --- inference --------------------------------------------------------------------------------------
+
+    def _infer(self, connection: Connection, head: Head, body: bytes) -> None:
+        infer: InferHead = head.binding
+        try:
+            if infer.header_length == 0:
+                _, spec = self._service.raw_input(infer.model, infer.version)
+                request = raw_request(body, spec.name, spec.datatype, spec.shape)
+            else:
+                request = decode_request(body, infer.header_length)
+            call = HttpCall(connection, infer, request)
+            if infer.timeout is not None or request.parameters is not None:
+                call.deadline = self._deadline(infer, request)
+        except OctoserveError as error:
+            self._refuse_call(connection, infer, error)
+            return
+        connection.call = call
+        self._dataplane.submit(call)
+
+    def _infer_compressed(self, connection: Connection, head: Head, body: bytes) -> None:
+        """Undo the coding, in a thread where that takes longer than others should wait."""
+        infer: InferHead = head.binding
+        limit = self._limits.max_body
+        if len(body) < _INFLATE_FROM:
+            try:
+                plain = decompress(body, infer.encoding, min(limit, _INFLATE_TO))
+            except OctoserveError as error:
+                if not isinstance(error, TooLarge) or limit <= _INFLATE_TO:
+                    self._refuse_call(connection, infer, error)
+                    return
+            else:
+                self._infer(connection, head, plain)
+                return
+        loop = asyncio.get_running_loop()
+        inflated = loop.run_in_executor(self._inflating, decompress, body, infer.encoding, limit)
+        connection.call = inflated  # cancelled if the client goes away
+        inflated.add_done_callback(lambda future: self._inflated(connection, head, future))
+
+    def _inflated(self, connection: Connection, head: Head, inflated: asyncio.Future[bytes]) -> None:
+        if inflated.cancelled() or connection.call is not inflated:
+            return  # nobody waits any more
+        connection.call = None
+        try:
+            self._infer(connection, head, inflated.result())
+        except OctoserveError as error:
+            self._refuse_call(connection, head.binding, error)
+        except Exception:
+            log.exception("a compressed request failed")
+            if connection.busy:
+                respond_to(connection, Internal("internal error; the server's log has the reason"))
+
+    def _refuse_call(self, connection: Connection, infer: InferHead, error: OctoserveError) -> None:
+        self._dataplane.refused(infer.model, "http", error)
+        respond_to(connection, error)
+
+    def _deadline(self, infer: InferHead, request: Request) -> float:
+        """The earlier of the header's seconds and the `timeout` parameter's microseconds."""
+        seconds = NEVER if infer.timeout is None else infer.timeout
+        wanted = (request.parameters or {}).get("timeout")
+        if wanted is not None:
+            if type(wanted) is not int or not 0 <= wanted <= _MAX_MICROSECONDS:
+                raise InvalidInput(f"parameter timeout: whole microseconds are wanted, from 0 to {_MAX_MICROSECONDS}")
+            if wanted:  # 0 is the protocol's word for none
+                seconds = min(seconds, wanted / 1e6)
+        return self._dataplane.clock() + seconds
+
+    # --- the rest ---------------------------------------------------------------------------------------
+
+    def _ready(self, connection: Connection, _: bytes) -> None:
+        ready = self._service.ready()
+        connection.respond(200 if ready else 503, b'{"ready":%b}' % (b"true" if ready else b"false"))
+
+    def _model_ready(self, connection: Connection, model: str, version: str) -> None:
+        ready = self._service.model_ready(model, version)
+        connection.respond(200 if ready else 503, _encode({"name": model, "ready": ready}))
+
+    def _statistics(self, model: str, version: str) -> bytes:
+        return _encode({"model_stats": self._service.statistics(model, version)})
+
+    def _index(self, connection: Connection, body: bytes) -> None:
+        asked = _json_object(body)
+        entries = self._service.index(asked.get("ready") is True)
+        connection.respond_json(
+            _encode(
+                [{"name": e.model, "version": str(e.version), "state": e.state, "reason": e.reason} for e in entries]
+            )
+        )
+
+    def _operation(self, action: str, model: str) -> Callable[[Connection, bytes], None]:
+        def handle(connection: Connection, body: bytes) -> None:
+            parameters = _json_object(body).get("parameters")
+            if parameters is not None and not isinstance(parameters, dict):
+                raise InvalidInput("parameters must be an object")
+            self._later(connection, self._service.operate(action, model, parameters))
+
+        return handle
+
+    def _later(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except OctoserveError as error:
+                respond_to(connection, error)
+            except Exception:
+                log.exception("an operation failed")
+                respond_to(connection, Internal("the operation failed; the server's log has the reason"))
+            else:
+                connection.respond_json(b"")
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _answer(connection: Connection, head: Head, body: bytes) -> None:
+    """Run a route's answer; `binding` is the route."""
+    try:
+        head.binding(connection, body)
+    except OctoserveError as error:
+        respond_to(connection, error)
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    if not body:
+        return {}
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidInput(f"a JSON object is wanted: {error}") from None
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """Undo a Content-Encoding, at most `limit` bytes of it. Raises InvalidInput or TooLarge."""
+    # 47: gzip or zlib by its header; -15 below: the raw deflate that some clients send as "deflate"
+    for window in (47, -15) if encoding == "deflate" else (31,):
+        inflate = zlib.decompressobj(window)
+        try:
+            data = inflate.decompress(body, limit + 1)
+        except zlib.error:
+            continue
+        if len(data) > limit:
+            raise TooLarge(f"the body has more than {limit} bytes when decompressed")
+        if not inflate.eof or inflate.unused_data:
+            raise InvalidInput(f"the {encoding} body is cut short or has something behind it")
+        return data
+    raise InvalidInput(f"the body is not {encoding}")
+
+
+def compress(body: bytes, encoding: str) -> bytes:
+    """`body` in the coding that the client accepts."""
+    deflate = zlib.compressobj(1, zlib.DEFLATED, 31 if encoding == "gzip" else 15)
+    return deflate.compress(body) + deflate.flush()

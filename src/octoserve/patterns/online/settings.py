@@ -1,0 +1,50 @@
+"""What a worker is told at its start, once; the supervisor makes it from the spec."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on what a client may send or hold. Sizes in bytes, times in seconds."""
+
+    max_body: int = 64 << 20
+    """One request body, also after decompression."""
+    max_buffered: int = 512 << 20
+    """What one worker's connections hold, together; and, counted apart, what its queues hold as decoded inputs."""
+    max_connections: int = 10_000
+    receive_timeout: float = 30.0
+    """From the first byte of a request to its last: cuts slow-loris and half-open clients."""
+    idle_timeout: float = 75.0
+    """Keep-alive without a request."""
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is let in to the data plane, per worker and model."""
+
+    max_queue: int = 1024
+    """Requests waiting or running; one more is shed."""
+    default_deadline: float | None = None
+    """Seconds, for requests that bring none; None lets them wait as long as their connection lives."""
+    deadlines: dict[str, float] = {}
+    """By model, in place of `default_deadline`."""
+    max_batch_bytes: int = 16 << 20
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Written as JSON to a worker's standard input."""
+
+    index: int
+    host: str
+    http_port: int
+    grpc_port: int
+    control_path: str
+    """Unix socket of the supervisor (or the path that a restarted one will listen on)."""
+    limits: Limits = Limits()
+    admission: Admission = Admission()
+    spool: str = ""
+    """Folder where pairs of a shadow are left; "" keeps none."""
+    repository_api: bool = True
+    """Whether clients may load and unload models through the data doors."""
+    log_level: str = "info"
+    log_format: str = "text"

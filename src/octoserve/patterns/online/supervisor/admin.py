@@ -1,0 +1,179 @@
+"""The admin API: what is served and why, and the way to change it. Never on the hot path.
+
+    GET  /livez /readyz /metrics
+    GET  /api/models /api/workers /api/generation
+    GET  /api/models/{model}/plan             the route plan, for whoever splits as it does (batch jobs)
+    POST /api/models/{model}/load | unload
+    PUT  /api/models/{model}/labels/{label}   {"version": n}
+    DELETE /api/models/{model}/labels/{label}
+    /api/rollouts/... /api/live             see docs/rollout-api.md
+    GET  /console                           a page for people
+
+Errors are `{"error": "..."}`. With a token set, everything but /livez, /readyz and (by default) /metrics
+wants `Authorization: Bearer <token>`. Without one, changes are refused to web pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from octoserve.core import errors
+from octoserve.patterns.online.supervisor import admin_rollouts
+from octoserve.patterns.online.supervisor.admin_guards import OriginGuard, TokenGuard, refusal
+from octoserve.patterns.online.supervisor.admin_server import serve_application
+from octoserve.patterns.online.supervisor.admin_views import generation_view, models_view, plan_of, workers_view
+from octoserve.patterns.online.supervisor.console import routes as console
+from octoserve.patterns.online.supervisor.live_figures import LiveFigures
+
+if TYPE_CHECKING:
+    from octoserve.patterns.online.supervisor.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+_STATUS: tuple[tuple[type[errors.OctoserveError], int], ...] = (
+    (errors.NotFound, 404),
+    (errors.Unsupported, 409),
+    (errors.BrokenVersion, 409),
+    (errors.TooLarge, 413),
+    (errors.InvalidInput, 400),
+    (errors.SettingsError, 400),
+    (errors.Overloaded, 429),
+    (errors.Unavailable, 503),
+)
+_MAX_BODY = 1 << 16
+_BODY_TIMEOUT = 10.0
+
+
+def application(supervisor: Supervisor) -> ASGIApp:
+    """The API over a running supervisor."""
+    room, fleet, settings = supervisor.room, supervisor.fleet, supervisor.settings
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        serving = any(member.generation for member in fleet.serving())
+        ready = supervisor.ready and serving
+        return PlainTextResponse("ok\n" if ready else "no worker serves yet\n", 200 if ready else 503)
+
+    async def metrics(_: Request) -> Response:
+        from octoserve.patterns.online.supervisor.admin_metrics import page
+
+        content, kind = await page(supervisor)
+        return Response(content, media_type=kind)
+
+    async def models(_: Request) -> Response:
+        return JSONResponse(models_view(room))
+
+    async def plan(request: Request) -> Response:
+        return Response(plan_of(room, request.path_params["model"]), media_type="application/json")
+
+    async def workers(_: Request) -> Response:
+        return JSONResponse(workers_view(fleet))
+
+    async def generation(_: Request) -> Response:
+        return JSONResponse(generation_view(room))
+
+    async def load(request: Request) -> Response:
+        await room.load(request.path_params["model"])
+        return JSONResponse(models_view(room)[request.path_params["model"]])
+
+    async def unload(request: Request) -> Response:
+        await room.unload(request.path_params["model"])
+        return JSONResponse(models_view(room)[request.path_params["model"]])
+
+    async def label(request: Request) -> Response:
+        model, name = request.path_params["model"], request.path_params["label"]
+        await room.set_label(model, name, await _version(request))
+        return JSONResponse(models_view(room)[model])
+
+    async def unlabel(request: Request) -> Response:
+        model = request.path_params["model"]
+        await room.remove_label(model, request.path_params["label"])
+        return JSONResponse(models_view(room)[model])
+
+    app = Starlette(
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/api/models", models),
+            Route("/api/models/{model}/plan", plan),
+            Route("/api/workers", workers),
+            Route("/api/generation", generation),
+            Route("/api/models/{model}/load", load, methods=["POST"]),
+            Route("/api/models/{model}/unload", unload, methods=["POST"]),
+            Route("/api/models/{model}/labels/{label}", label, methods=["PUT"]),
+            Route("/api/models/{model}/labels/{label}", unlabel, methods=["DELETE"]),
+            *admin_rollouts.routes(supervisor, _body),
+            *console.routes(admin_rollouts.Source(supervisor), bool(settings.admin_token)),
+        ],
+        exception_handlers={errors.OctoserveError: _refuse, HTTPException: _refuse_http, Exception: _fail},
+    )
+    if settings.admin_token:
+        paths = {"/livez", "/readyz", *console.OPEN_PATHS} | (set() if settings.protect_metrics else {"/metrics"})
+        return TokenGuard(app, settings.admin_token, frozenset(paths))
+    return OriginGuard(app, supervisor.admin_port)
+
+
+async def _body(request: Request) -> bytes:
+    """At most _MAX_BODY bytes, within _BODY_TIMEOUT."""
+    body = b""
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            async for part in request.stream():
+                body += part
+                if len(body) > _MAX_BODY:
+                    raise errors.TooLarge(f"at most {_MAX_BODY} bytes are taken")
+    except TimeoutError:
+        raise HTTPException(408, "the body did not come in time", {"connection": "close"}) from None
+    return body
+
+
+async def _version(request: Request) -> int:
+    import msgspec
+
+    body = await _body(request)
+    try:
+        version: int = msgspec.json.decode(body, type=dict[str, int])["version"]
+    except (msgspec.MsgspecError, KeyError):
+        raise errors.InvalidInput(f'{{"version": 2}} is wanted, {body[:100]!r} came') from None
+    return version
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    answer = refusal(status, str(error))
+    if isinstance(error, errors.Overloaded):
+        answer.headers["retry-after"] = str(error.retry_after)
+    return answer
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _fail(_: Request, error: Exception) -> Response:
+    log.error("admin API: %s", error, exc_info=error)
+    return refusal(500, "an error of ours; the log has it")
+
+
+__all__ = ["LiveFigures", "application", "serve_admin"]
+
+
+async def serve_admin(supervisor: Supervisor, listener: socket.socket) -> None:
+    """Serve until cancelled."""
+    await serve_application(application(supervisor), listener)

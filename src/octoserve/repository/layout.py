@@ -1,0 +1,88 @@
+"""What a scan of a model repository finds: `<root>/<model>/<version>/`, versions positive integers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from octoserve.core.errors import OctoserveError
+
+MODEL_YAML = "model.yaml"
+ARTIFACTS = {"model.onnx": "onnx"}
+"""The file by which a version folder's format is known -> the runtime's name."""
+PARTIAL = (".tmp", ".part", ".partial")
+"""Ends of names that say: somebody is still writing."""
+
+
+class Refused(OctoserveError):
+    """A version folder that will not be served as it is; the message says why and what to do."""
+
+    reason = "refused"
+
+
+class DiskState(StrEnum):
+    """Where a version stands on disk."""
+
+    SETTLING = "settling"
+    """Its files still change, or its digest is being computed."""
+    WHOLE = "whole"
+    REFUSED = "refused"
+    """It cannot be served as it lies there; `reason` says why."""
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run one version; None where the next source (artifact, default) decides."""
+
+    runtime: str | None = None
+    batching: bool | None = None
+    max_batch_rows: int | None = None
+    threads: int | None = None
+    effects: str | None = None
+    """What a run does beyond answering: none, idempotent or external."""
+    features: dict[str, tuple[str, ...]] | None = None
+    """Input -> the table columns that it is made of, in order; "" is the only input."""
+    missing: str | None = None
+    """What a table's missing number means to the model: nan, or refuse."""
+    digest: str | None = None
+    """What the publisher says that the files' digest is, `model.yaml` itself left out."""
+
+
+class VersionOnDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """One version folder as last seen.
+
+    fingerprint: of names, sizes and times; cheap, and told apart from `digest`, which reads the contents
+    edition:     how often a settled fingerprint has changed since this process first saw the version
+    """
+
+    model: str
+    version: int
+    path: str
+    state: DiskState
+    fingerprint: str = ""
+    digest: str = ""
+    reason: str = ""
+    runtime: str = ""
+    settings: ModelSettings = ModelSettings()
+    edition: int = 0
+    rested: bool = True
+    """The files have rested for the whole settle time, so what loads now may be recorded."""
+
+
+class Scan(msgspec.Struct, frozen=True):
+    """All models with their versions, ascending; `notes` are names that were ignored, with the reason."""
+
+    models: dict[str, tuple[VersionOnDisk, ...]]
+    notes: tuple[str, ...] = ()
+
+
+def version_number(name: str) -> int | None:
+    """The version that a folder's name says, or None: digits only, no leading zero, from 1."""
+    if name.isascii() and name.isdigit() and not name.startswith("0") and len(name) <= 18:
+        return int(name)
+    return None
+
+
+def ignored(name: str) -> bool:
+    """Hidden and half-written names are passed over without a note."""
+    return name.startswith((".", "_")) or name.endswith(PARTIAL) or name == "lost+found"

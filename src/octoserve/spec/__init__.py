@@ -1,0 +1,316 @@
+"""`octoserve.yaml`: the settings of `octoserve serve`, typed, documented and closed.
+
+A field is a flag (`--http-port`), a variable (`OCTOSERVE_HTTP_PORT`) and a key (`http_port`); a section (`models`,
+`rollout`) is a key only. A flag wins over a variable, that over the file, that over the default. Every error names
+the field, what was wanted, what came, and what to do. Stands beside the layers: it imports `core` only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from octoserve.core.errors import SettingsError
+from octoserve.core.names import is_loopback
+from octoserve.spec.backend import BackendSection
+from octoserve.spec.batch import BatchSection
+from octoserve.spec.queue import QueueSection
+from octoserve.spec.rollout import AnalysisSection, BreakerSection, MetricSection, RolloutSection, StepSection
+from octoserve.spec.values import Duration, Label, Policy, Port, Rows, Section, Size, parse_policy
+
+__all__ = [
+    "PREFIX",
+    "SECRETS",
+    "SECTIONS",
+    "AnalysisSection",
+    "BackendSection",
+    "BatchSection",
+    "Batching",
+    "BreakerSection",
+    "MetricSection",
+    "ModelSection",
+    "QueueSection",
+    "RolloutSection",
+    "ServeSettings",
+    "StepSection",
+    "check",
+    "cores",
+    "load",
+    "parse_policy",
+    "read",
+    "schema",
+]
+
+PREFIX = "OCTOSERVE_"
+SECRETS = ("admin_token", "rollout_store")
+"""Fields that no error and no listing shows."""
+SECTIONS = ("models", "rollout", "batch", "queue")
+"""Fields that have no one-line form: neither flags nor variables."""
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _batching(value: Any) -> Any:
+    return {"enabled": value} if isinstance(value, bool) else value
+
+
+class Batching(Section):
+    """Dynamic batching of one model."""
+
+    enabled: bool | None = None
+    """Whether concurrent requests may share a run; unset: if the model's dimension 0 counts rows."""
+    max_rows: Rows | None = None
+    """Rows in one run at most; unset: what the version's model.yaml says, else 64."""
+
+
+class ModelSection(Section):
+    """Wishes for one model; what is unset is left to `model.yaml` and to the service's own fields."""
+
+    version_policy: Policy | None = None
+    """Which versions are held: latest:N, all or specific:1,2."""
+    labels: dict[Label, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Names of versions, `stable: 1`; a labelled version is held whatever the policy says."""
+    batching: Annotated[Batching, BeforeValidator(_batching)] = Batching()
+    """`true`, `false`, or `{enabled, max_rows}`."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads that one run may use; unset: 1, since one worker a core serves more than one run over all cores."""
+    deadline: Duration | None = None
+    """For requests that bring none; unset: `default_deadline`."""
+    rollout: RolloutSection | None = None
+    """How this model's new versions meet production; taken whole, instead of the service's `rollout`."""
+
+
+class ServeSettings(Section):
+    """Settings of `octoserve serve`."""
+
+    repository: Path
+    """Folder of <model>/<version>/model.onnx."""
+    model: Annotated[list[str], BeforeValidator(_split)] = Field(default_factory=list)
+    """Serve these models only; empty: every model in the repository."""
+    models: dict[str, ModelSection] = Field(default_factory=dict)
+    """Wishes for single models, by name."""
+    version_policy: Policy = "latest:1"
+    """Which versions of a model are held: latest:N, all or specific:1,2."""
+    rollout: RolloutSection = RolloutSection()
+    """How new versions meet production: blue-green, canary or shadow. See docs/rollouts.md."""
+    batch: BatchSection = BatchSection()
+    """What `octoserve batch run` scores; `serve` does not look at it. See docs/batch.md."""
+    queue: QueueSection = QueueSection()
+    """What `octoserve queue run` consumes; `serve` does not look at it. See docs/message-queue.md."""
+
+    host: str = "127.0.0.1"
+    """Address of the HTTP and gRPC doors; 0.0.0.0 lets other machines in, which a container needs."""
+    http_port: Port = 8080
+    """Port of the HTTP door; 0 picks a free one."""
+    grpc_port: Port = 8081
+    """Port of the gRPC door; 0 picks a free one."""
+    admin_host: str = "127.0.0.1"
+    """Address of the admin API; beyond loopback only with a token."""
+    admin_port: Port = 8082
+    """Port of the admin API and of /metrics; 0 picks a free one."""
+    admin_token: str | None = Field(None, repr=False)
+    """Bearer token of the admin API; better given as OCTOSERVE_ADMIN_TOKEN than as a flag, which ps shows."""
+    protect_metrics: bool = False
+    """Whether /metrics wants the token too; scrapers mostly have none."""
+
+    workers: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=lambda: cores())
+    """Worker processes; default one a core that this process may use."""
+    state_dir: Path = Path(".octoserve")
+    """Where digests, holds, labels and the generation are kept; several services may share it."""
+    rollout_store: str | None = Field(None, repr=False)
+    """postgresql://user:password@host/database that all replicas of this service share, so that a rollout is one over
+    all of them; unset: the state directory, for one replica. Better given as OCTOSERVE_ROLLOUT_STORE than as a flag."""
+    keep_rollouts: Annotated[Duration, Field(ge=0)] = 400 * 86400.0
+    """How long a rollout and its audit log are kept after its end, 0 for ever; more than a year, so that a yearly audit
+    finds all of it. What is left of the log still verifies."""
+    ports_file: Path | None = None
+    """Written once the service is ready: {"http": .., "grpc": .., "admin": .., "pid": ..}."""
+
+    max_body: Size = 64 << 20
+    """Bytes of one request body, also after decompression."""
+    max_buffered: Size = 512 << 20
+    """Bytes of all bodies that one worker holds at a time."""
+    max_connections: Annotated[int, Field(ge=1)] = 10_000
+    """Open connections of one worker."""
+    receive_timeout: Duration = 30.0
+    """From the first byte of a request to its last; cuts slow and half-open clients."""
+    idle_timeout: Duration = 75.0
+    """A kept connection without a request; longer than the 60 s of common load balancers."""
+    max_queue: Annotated[int, Field(ge=1)] = 1024
+    """Requests of a model that wait or run in one worker; one more is answered 429."""
+    default_deadline: Duration | None = None
+    """For requests that bring no deadline; unset: as long as their connection lives."""
+    max_batch_bytes: Size = 16 << 20
+    """Bytes of inputs that one run may merge."""
+    repository_api: bool | None = None
+    """Whether clients may load and unload models through the data doors; unset: only if `host` is loopback."""
+
+    settle: Duration = 2.0
+    """How long a version folder's files must have rested before it is loaded."""
+    scan: Duration = 1.0
+    """How often the repository is looked at."""
+    grace: Duration = 30.0
+    """From SIGTERM to the end; what is in flight may finish. Kubernetes kills after 30 s."""
+    hang: Duration = 15.0
+    """A worker that does not answer the supervisor for so long is replaced."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How it is logged."""
+
+    def clients_may_load(self) -> bool:
+        """`repository_api`, or what is the default for this `host`."""
+        return is_loopback(self.host) if self.repository_api is None else self.repository_api
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of octoserve.yaml."""
+    made = ServeSettings.model_json_schema()
+    made.update({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "octoserve.yaml"})
+    made["properties"]["workers"]["description"] += " (unset: one a core)"
+    made.pop("required", None)  # the repository may come by flag or variable
+    return made
+
+
+def load(
+    flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, spec: str | Path | None = None
+) -> ServeSettings:
+    """Settings from all sources. `flags` whose value is None were not given. Raises SettingsError."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    path = spec or environ.get(f"{PREFIX}SPEC")
+    if path:
+        for key, value in read(Path(path)).items():
+            values[key], source[key] = value, f"{path}: {key}"
+    for key in ServeSettings.model_fields:
+        if key in SECTIONS:
+            continue
+        variable = PREFIX + key.upper()
+        if environ.get(variable):
+            values[key], source[key] = environ[variable], variable
+        if flags.get(key) is not None and flags[key] != []:
+            values[key], source[key] = flags[key], "--" + key.replace("_", "-")
+    return check(values, source, str(path) if path else "")
+
+
+def check(values: Mapping[str, Any], source: Mapping[str, str], path: str = "") -> ServeSettings:
+    """Settings from plain values. `source` names where each came from, for errors."""
+    if "repository" not in values:
+        raise SettingsError(
+            "repository: the folder that holds <model>/<version>/model.onnx is wanted, none was given; "
+            "pass --repository, set OCTOSERVE_REPOSITORY or write `repository:` into the spec"
+        )
+    try:
+        return ServeSettings.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(detail, source, path) for detail in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a spec file; relative paths in it are taken from the file's folder."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"spec: cannot read {path}: {error.strerror}; check --spec") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path}: a mapping of settings is wanted, a {type(data).__name__} came")
+    _from_folder_of(path, data, ("repository", "state_dir", "ports_file"))
+    if isinstance(data.get("batch"), dict):
+        _from_folder_of(path, data["batch"], ("sink", "state_dir"))
+    if isinstance(data.get("queue"), dict):
+        _from_folder_of(path, data["queue"], ("state_dir",))
+    models = data.get("models")
+    for section in (data, *(models.values() if isinstance(models, dict) else ())):
+        rollout = section.get("rollout") if isinstance(section, dict) else None
+        backend = rollout.get("backend") if isinstance(rollout, dict) else None
+        if isinstance(backend, dict):
+            _from_folder_of(path, backend, ("folder", "output"))
+    return {str(key): value for key, value in data.items()}
+
+
+def _from_folder_of(path: Path, section: dict[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if isinstance(section.get(key), str):
+            section[key] = str(path.parent / section[key])
+
+
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list of names",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+
+
+def _explain(detail: ErrorDetails, source: Mapping[str, str], path: str) -> str:
+    location = [str(part) for part in detail["loc"]]
+    came = detail["input"]
+    where = ".".join(location)
+    if location[0] in source:
+        where = ".".join([source[location[0]], *location[1:]])
+    elif path:
+        where = f"{path}: {where}"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown field; {_near(location)}"
+    if location[0] in SECRETS:
+        came = "***"
+    wanted = _WANTED.get(detail["type"])
+    context = detail.get("ctx", {})
+    if wanted is None:
+        if detail["type"] == "value_error":
+            wanted = str(context["error"])
+        elif "ge" in context or "le" in context:
+            bound = "at least {ge}" if "ge" in context else "at most {le}"
+            wanted = "a number, " + bound.format(**context)
+        else:
+            wanted = detail["msg"].removeprefix("Input should be ")
+    return f"{where}: {wanted} wanted, {came!r} came; see `octoserve spec schema`"
+
+
+def _near(location: list[str]) -> str:
+    fields = list(_section_at(location[:-1]).model_fields)
+    near = difflib.get_close_matches(location[-1].replace("-", "_"), fields, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(fields)}"
+
+
+def _section_at(path: list[str]) -> type[BaseModel]:
+    """The section that a path through the settings leads to; mappings' names and lists' places are passed over."""
+    section: type[BaseModel] = ServeSettings
+    for part in path:
+        field = section.model_fields.get(part)
+        inner = _sections_in(field.annotation) if field is not None else []
+        section = inner[0] if inner else section
+    return section
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]

@@ -1,0 +1,75 @@
+"""The journal: what is whole counts, a torn end does not, and a run that was taken over says nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octoserve.connectors.files import LocalFiles
+from octoserve.patterns.batch.journal import (
+    Began,
+    DamagedJournal,
+    Finished,
+    Journal,
+    Line,
+    Part,
+    encode,
+    parse,
+    read,
+    state_of,
+)
+
+
+def began(token: int) -> Began:
+    return Began(token=token, host="h", pid=1, at=1.0)
+
+
+def finished(split: int, token: int = 1) -> Finished:
+    part = Part(name=f"part-{split:05}.parquet", rows=10, bytes=100, sha256="ab")
+    return Finished(split=split, token=token, part=part, seconds=1.5, at=2.0)
+
+
+lines = st.lists(st.one_of(st.integers(1, 9).map(began), st.tuples(st.integers(0, 9)).map(lambda t: finished(*t))))
+
+
+@given(lines, st.data())
+def test_cut_anywhere_the_whole_lines_before_the_cut_count(written: list[Line], data: st.DataObject) -> None:
+    encoded = [encode(line) for line in written]
+    whole = b"".join(encoded)
+    cut = data.draw(st.integers(0, len(whole)))
+    kept, size = parse(whole[:cut])
+    assert kept == written[: len(kept)]
+    assert size == sum(len(text) for text in encoded[: len(kept)]) <= cut
+    assert len(kept) == len(written) or cut < size + len(encoded[len(kept)])
+
+
+def test_a_damaged_line_among_whole_ones_is_no_crash_of_ours() -> None:
+    text = encode(began(1)) + encode(finished(0)) + encode(finished(1))
+    for place in (12, len(encode(began(1))) + 20):
+        changed = text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :]
+        with pytest.raises(DamagedJournal, match="line"):
+            parse(changed)
+    last = bytearray(text)
+    last[-5] ^= 1
+    assert len(parse(bytes(last))[0]) == 2, "the last line may be one that was half on the disk"
+
+
+def test_lines_of_a_run_that_was_taken_over_count_for_nothing() -> None:
+    state = state_of([began(1), finished(0), began(2), finished(1, 2), finished(2, 1)])
+    assert sorted(state.finished) == [0, 1]
+    assert [run.token for run in state.runs] == [1, 2]
+
+
+def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(encode(began(1)) + encode(finished(0)) + encode(finished(1))[:17])
+    log = Journal(LocalFiles(), path)
+    assert sorted(log.state.finished) == [0]
+    log.append(began(2))
+    log.append(finished(5, 2))
+    log.close()
+    assert sorted(read(path).finished) == [0, 5]
+    assert read(tmp_path / "none").runs == ()

@@ -1,0 +1,135 @@
+"""Settings: where they come from, and what an error says."""
+
+from __future__ import annotations
+
+import pytest
+
+from octoserve import spec
+from octoserve.core.errors import SettingsError
+
+
+def load(flags=None, environ=None, text=None, tmp_path=None):
+    path = None
+    if text is not None:
+        path = tmp_path / "octoserve.yaml"
+        path.write_text(text)
+    return spec.load({"repository": "r", **(flags or {})}, environ or {}, path)
+
+
+def test_flag_over_variable_over_file_over_default(tmp_path):
+    text = "http_port: 1\ngrpc_port: 1\nadmin_port: 1\n"
+    settings = load(
+        {"http_port": "3"}, {"OCTOSERVE_HTTP_PORT": "2", "OCTOSERVE_GRPC_PORT": "2"}, text=text, tmp_path=tmp_path
+    )
+    assert (settings.http_port, settings.grpc_port, settings.admin_port) == (3, 2, 1)
+    assert settings.idle_timeout == 75.0
+
+
+def test_spec_file_by_variable(tmp_path):
+    path = tmp_path / "o.yaml"
+    path.write_text("repository: models\nmax_queue: 3\n")
+    settings = spec.load({}, {"OCTOSERVE_SPEC": str(path)})
+    assert settings.max_queue == 3
+    assert settings.repository == tmp_path / "models", "paths are taken from the file's folder"
+
+
+def test_units_and_lists():
+    settings = load(
+        {"model": ["a", "b"], "max_body": "2MB", "grace": "1.5m", "default_deadline": "20ms"},
+        {"OCTOSERVE_REPOSITORY_API": "false"},
+    )
+    assert settings.model == ["a", "b"]
+    assert settings.max_body == 2 << 20
+    assert settings.grace == 90.0
+    assert settings.default_deadline == pytest.approx(0.02)
+    assert settings.repository_api is False
+    assert load({}, {"OCTOSERVE_MODEL": "a, b"}).model == ["a", "b"]
+
+
+def test_models_section(tmp_path):
+    text = """
+version_policy: {latest: 2}
+models:
+  fraud:
+    version_policy: {specific: [1, 3]}
+    labels: {stable: 1}
+    batching: {max_rows: 8}
+    threads: 2
+    deadline: 20ms
+  echo: {batching: false, version_policy: all}
+"""
+    settings = load(text=text, tmp_path=tmp_path)
+    assert settings.version_policy == "latest:2"
+    fraud, echo = settings.models["fraud"], settings.models["echo"]
+    assert (fraud.version_policy, fraud.labels, fraud.batching.max_rows) == ("specific:1,3", {"stable": 1}, 8)
+    assert (fraud.threads, fraud.deadline) == (2, pytest.approx(0.02))
+    assert (echo.batching.enabled, echo.version_policy) == (False, "all")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("http_prt: 1", "http_prt: unknown field; did you mean 'http_port'?"),
+        ("http_port: abc", "http_port: a whole number wanted, 'abc' came"),
+        ("http_port: 70000", "http_port: a number, at most 65535 wanted, 70000 came"),
+        ("workers: 0", "workers: a number, at least 1 wanted, 0 came"),
+        ("max_body: big", "max_body: a size such as 64MB, 512KB or 1GB wanted, 'big' came"),
+        ("grace: 3 weeks", "grace: a duration such as 20ms, 30s or 2m wanted"),
+        ("version_policy: newest", "version_policy: latest:N, all, or specific:1,2 wanted, 'newest' came"),
+        ("log_level: loud", "log_level: 'debug', 'info', 'warning' or 'error' wanted, 'loud' came"),
+        ("models: {m: {thread: 2}}", "models.m.thread: unknown field; did you mean 'threads'?"),
+        ("models: {m: {batching: {row: 2}}}", "models.m.batching.row: unknown field"),
+        ("models: {m: {labels: {'12': 2}}}", "a name that is not a number wanted, '12' came"),
+        ("models: {m: {labels: {a b: 2}}}", "letters, digits, '-' and '_' wanted, 'a b' came"),
+        ("models: [1]", "models: a mapping wanted"),
+        ("[1, 2]", "a mapping of settings is wanted, a list came"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_errors_name_field_wish_and_fact(text, words, tmp_path):
+    with pytest.raises(SettingsError) as error:
+        load(text=text, tmp_path=tmp_path)
+    assert words in str(error.value)
+    assert "octoserve.yaml" in str(error.value)
+
+
+def test_errors_name_the_flag_or_the_variable():
+    with pytest.raises(SettingsError, match=r"^--http-port: a whole number wanted, 'x' came"):
+        load({"http_port": "x"})
+    with pytest.raises(SettingsError, match=r"^OCTOSERVE_WORKERS: a whole number wanted"):
+        load({}, {"OCTOSERVE_WORKERS": "many"})
+    with pytest.raises(SettingsError, match="pass --repository"):
+        spec.load({}, {})
+    with pytest.raises(SettingsError, match="cannot read"):
+        spec.load({}, {}, "/nowhere/o.yaml")
+
+
+def test_every_field_is_documented_and_in_the_schema():
+    made = spec.schema()
+    for name, field in spec.ServeSettings.model_fields.items():
+        assert field.description, name
+        assert name in made["properties"]
+    assert made["additionalProperties"] is False
+    assert "required" not in made
+
+
+def test_the_token_is_not_shown():
+    assert "secret" not in repr(load({"admin_token": "secret"}))
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "may"),
+    [
+        ("127.0.0.1", None, True),
+        ("localhost", None, True),
+        ("::1", None, True),
+        ("0.0.0.0", None, False),
+        ("::", None, False),
+        ("", None, False),
+        ("serving.example", None, False),
+        ("0.0.0.0", "true", True),
+        ("127.0.0.1", "false", False),
+    ],
+)
+def test_clients_may_load_by_default_only_from_this_machine(host, given, may):
+    assert load({"host": host, "repository_api": given}).clients_may_load() is may
