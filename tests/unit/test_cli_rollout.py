@@ -635,7 +635,10 @@ def test_report_in_three_forms(octoserve, api, tmp_path):
     assert (tmp_path / "page.html").read_bytes() == b"<!doctype html>"
     assert os.listdir(tmp_path) == ["page.html"]
     assert octoserve("report", "fraud", "--html", "-")[1] == "<!doctype html>\n"
-    assert octoserve("report", "fraud", "--html", "no/page.html")[0] == 2
+    code, _, complaint = octoserve("report", "fraud", "--html", "no/page.html")
+    assert code == 2
+    assert "cannot write no/page.html: No such file or directory" in complaint
+    assert ".part" not in complaint
 
 
 # --- audit and replay -----------------------------------------------------------------------------------

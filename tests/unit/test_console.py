@@ -310,6 +310,19 @@ def test_what_a_person_must_do_comes_first():
 
 
 @pytest.mark.parametrize(
+    ("strategy", "told"),
+    [
+        ("canary", "wants your approval to give version 4 all traffic after step 5 of 5"),
+        ("shadow", "wants your approval to end after step 5 of 5"),
+    ],
+)
+def test_an_approval_of_the_last_step_says_what_it_lets_happen(strategy, told):
+    service = PlayedService()
+    service.statuses["fraud"]["rollout"] |= {"step": 4, "strategy": strategy, "candidate": 4, "person": "approve"}
+    assert told in shown(service).text
+
+
+@pytest.mark.parametrize(
     ("reason", "wrong"),
     [("not selected by version policy latest:1", 0), ("unloaded by request; load it to have it back", 0), ("torn", 1)],
 )

@@ -255,7 +255,7 @@ def _write(file: Path, content: bytes) -> None:
         os.replace(part, file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise SettingsError(f"cannot write {file}: {error}") from None
+        raise SettingsError(f"cannot write {file}: {error.strerror}") from None
 
 
 def _read(file: Path) -> bytes:

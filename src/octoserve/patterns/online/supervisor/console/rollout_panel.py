@@ -39,7 +39,7 @@ def wants_person(rollout: Mapping[str, Any] | None) -> str:
         case "resume":
             return f"is paused until somebody resumes it: {rollout.get('paused')}"
         case "approve":
-            return f"wants your approval to go beyond {_step_name(rollout)}"
+            return f"wants your approval {_onwards(rollout)}"
         case "decide":
             return f"wants your decision: {rollout.get('waiting_for')}"
     return ""
@@ -112,6 +112,15 @@ def panel(endpoint: str, status: Mapping[str, Any], level: str = "h3") -> Markup
 def _named(rollout: Mapping[str, Any]) -> str:
     name = str(rollout.get("strategy") or "rollout")
     return f"{name[:1].upper()}{name[1:]} of version"
+
+
+def _onwards(rollout: Mapping[str, Any]) -> str:
+    """What an approval of this step lets happen next."""
+    if int(rollout.get("step") or 0) + 1 < len(rollout.get("steps") or ()):
+        return f"to go beyond {_step_name(rollout)}"
+    if rollout.get("strategy") == "shadow":
+        return f"to end after {_step_name(rollout)}"
+    return f"to give version {rollout.get('candidate')} all traffic after {_step_name(rollout)}"
 
 
 def _step_name(rollout: Mapping[str, Any]) -> str:
