@@ -17,6 +17,7 @@ import pytest
 
 import octoserve
 from octoserve.cli import main as cli
+from octoserve.control.plan_source import plan_from, shaping
 from octoserve.control.report.blocks import Block, Segment
 from octoserve.control.report.build import Tally
 from octoserve.control.report.pair import Stored
@@ -29,7 +30,7 @@ from octoserve.core.tensors import Tensor
 from octoserve.patterns.batch.comparing import compared
 from octoserve.patterns.batch.job import Differs, Interrupted
 from octoserve.patterns.batch.manifest import wanted
-from octoserve.patterns.batch.pinning import candidate_of, plan_from, shaping
+from octoserve.patterns.batch.pinning import candidate_of
 from octoserve.patterns.batch.routed import is_noise
 from octoserve.patterns.batch.run import resume
 from octoserve.patterns.batch.verify import verify

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from octoserve.control.plan_source import plan_from
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.batch import pinning
 from octoserve.patterns.batch.job import JobSettings, RunSettings
@@ -47,7 +48,7 @@ def _who_answers(section: BatchSection) -> dict[str, Any]:
     """version, plan, plan_key, shadow and noise of the wish; asks for the route plan where one is needed. Blocking."""
     plan = None
     if section.version in ("stable", "plan") or section.shadow == "candidate":
-        plan = pinning.plan_from(section.plan, section.model or "")
+        plan = plan_from(section.plan, section.model or "")
     elif section.plan or section.plan_key:
         name = "plan" if section.plan else "plan-key"
         raise SettingsError(f"--{name}: nothing here goes by a route plan; say --version plan, or --version stable")

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from octoserve.control.plan_source import shaping
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.batch import pinning
 from octoserve.patterns.batch.job import Differs, JobSettings, Routing
@@ -58,7 +59,7 @@ def crew_of(
     was:  of a job that is gone on with
     Raises NotFound, SettingsError.
     """
-    shaped = pinning.shaping(plan) if plan is not None else None
+    shaped = shaping(plan) if plan is not None else None
     stable = find(version if shaped is None else shaped.stable)
     number = stable.identity.version
     by_number = {number: stable}

@@ -1,90 +1,18 @@
-"""The route plan that a job pins: where it comes from, what of it shapes a row, which column holds its key.
+"""What of a route plan a job pins: what of it shapes a row, and which column holds its key.
 
-See docs/decisions/0013-rollouts-in-batch.md.
+See docs/decisions/0013-rollouts-in-batch.md. Where a plan comes from: `control.plan_source`.
 """
 
 from __future__ import annotations
 
-import http.client
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
-from urllib.parse import quote
-
-import msgspec
 
 from octoserve.connectors.arrow import Schema
-from octoserve.control.store import FILE, plans_in
-from octoserve.core.errors import NotFound, SettingsError, Unavailable
-from octoserve.core.evidence import CANDIDATE, STABLE
+from octoserve.core.errors import SettingsError
+from octoserve.core.evidence import CANDIDATE
 from octoserve.patterns.batch.matching import datatype_of
 from octoserve.routing.key import INPUT, parse_key
 from octoserve.routing.plan import RoutePlan
-
-ADMIN = "http://127.0.0.1:8082"
-URL_VARIABLE = "OCTOSERVE_ADMIN_URL"
-TOKEN_VARIABLE = "OCTOSERVE_ADMIN_TOKEN"
-_TIMEOUT = 10.0
-
-
-def plan_from(place: str | None, endpoint: str) -> RoutePlan:
-    """What an admin API's address, a state directory or a file says of the endpoint. Blocking.
-
-    place: None for the admin API that other commands would ask
-    Raises SettingsError, NotFound, Unavailable.
-    """
-    place = place or os.environ.get(URL_VARIABLE) or ADMIN
-    path = Path(place)
-    if path.is_dir():
-        found = next((plan for plan in plans_in(path) if plan.endpoint == endpoint), None)
-        if found is None:
-            raise NotFound(f"--plan: {path / FILE} says nothing of the endpoint {endpoint!r}; did it ever serve here?")
-        return found
-    return _decoded(path.read_bytes() if path.is_file() else _asked(place, endpoint), place, endpoint)
-
-
-def _decoded(data: bytes, place: str, endpoint: str) -> RoutePlan:
-    try:
-        plan: RoutePlan = msgspec.json.decode(data, type=RoutePlan)
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"--plan: {place} holds no route plan: {error}") from None
-    if plan.endpoint != endpoint:
-        raise SettingsError(f"--plan: {place} is of the endpoint {plan.endpoint!r}; that of {endpoint!r} is wanted")
-    return plan
-
-
-def _asked(place: str, endpoint: str) -> bytes:
-    url = place if "//" in place else f"http://{place}"
-    if not url.startswith(("http://", "https://")):
-        raise SettingsError(f"--plan {place!r}: an address like {ADMIN}, a state directory or a file is wanted")
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        request = urllib.request.Request(f"{url.rstrip('/')}/api/models/{quote(endpoint, safe='')}/plan", None, headers)
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            data: bytes = answer.read()
-            return data
-    except urllib.error.HTTPError as error:
-        told = error.read(2000).decode("utf-8", "replace")
-        hint = f"; the token comes from {TOKEN_VARIABLE}" if error.code in (401, 403) else ""
-        raise SettingsError(f"--plan: the service at {place} answered {error.code} {told.strip()}{hint}") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        why = getattr(error, "reason", error)
-        raise Unavailable(
-            f"--plan: neither a file nor a folder is called {place}, and no service answers there ({why}); name one, "
-            "or a service's state directory"
-        ) from None
-
-
-def shaping(plan: RoutePlan) -> RoutePlan:
-    """What of a plan says who answers a row; what only says how it is watched is left out."""
-    arms = tuple(arm for arm in plan.arms if arm.hi > arm.lo or arm.role == STABLE)
-    one = len(arms) == 1 and not plan.overrides
-    return RoutePlan(
-        plan.endpoint, 0, arms, "" if one else plan.seed, "" if one else plan.key, overrides=dict(plan.overrides)
-    )
 
 
 def candidate_of(plan: RoutePlan) -> int:
