@@ -82,3 +82,7 @@ class SettingsError(OctoserveError):
     """The operator's settings cannot be used; the message names the field and the remedy."""
 
     reason = "settings"
+
+
+CLIENTS_DOING = frozenset({"invalid", "too_large", "not_found", "unsupported", "cancelled"})
+"""Reasons that are the client's doing: no error of a version, and nothing that breaks a promise. Any other is ours."""

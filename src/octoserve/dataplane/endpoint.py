@@ -18,10 +18,12 @@ from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput, NotFound, OctoserveError, Unavailable
 from octoserve.core.evidence import BASELINE
 from octoserve.core.results import Result
+from octoserve.core.slo import Slos
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.admission import DEFAULT_PENDING_BYTES, ByteBudget
 from octoserve.dataplane.batcher import Batcher, BatchLimits
 from octoserve.dataplane.call import NEVER, Call
+from octoserve.dataplane.slo import INTERNAL, SloCounts
 from octoserve.dataplane.splits import Judges, Splits
 from octoserve.dataplane.statistics import Metrics, VersionStatistics
 from octoserve.dataplane.table import ScoredTable, score, versions_of
@@ -45,7 +47,8 @@ class DataPlane:
         max_batch_bytes: int = 16 << 20,
         max_pending_bytes: int = DEFAULT_PENDING_BYTES,
         default_deadline: float | None = None,
-        deadlines: Mapping[str, float] | None = None,
+        deadlines: Mapping[str, float | None] | None = None,
+        slos: Slos = Slos(),
         clock: Clock = monotonic,
         judges: Judges | None = None,
     ) -> None:
@@ -56,9 +59,10 @@ class DataPlane:
         self._max_batch_bytes = max_batch_bytes
         self._budget = ByteBudget(max_pending_bytes)
         self._default_deadline = NEVER if default_deadline is None else default_deadline
-        self._deadlines = dict(deadlines or {})
+        self._deadlines = {name: NEVER if own is None else own for name, own in (deadlines or {}).items()}
         self._any_deadline = bool(self._deadlines) or default_deadline is not None
         self.clock = clock
+        self._slos = SloCounts(registry, slos)
         self._batchers: dict[tuple[str, int], Batcher] = {}
         self._baselines: dict[tuple[str, int], Batcher] = {}
         """A second queue of a version that is compared with its candidate on equal footing."""
@@ -88,7 +92,9 @@ class DataPlane:
         key = (ref.model, ref.version)
         statistics = self._statistics.get(key)
         if statistics is None:
-            statistics = self._statistics[key] = VersionStatistics(self._metrics, ref.model, ref.version)
+            statistics = self._statistics[key] = VersionStatistics(
+                self._metrics, ref.model, ref.version, self._slos.of(ref.model)
+            )
         limits = BatchLimits(ref.max_batch_rows, self._max_batch_bytes, self._max_queue)
         self._batchers[key] = Batcher(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget)
         self._changed(ref.model)
@@ -250,9 +256,13 @@ class DataPlane:
     def refused(self, model: str, door: str, error: OctoserveError, seconds: float = 0.0) -> None:
         """Count a request that was refused before a version was bound to it."""
         # A name that nobody knows is the client's text: it must not become a label.
-        series = self._metrics.requests.histogram(model if model in self._models else "", "", door, error.reason)
+        known = model in self._models
+        series = self._metrics.requests.histogram(model if known else "", "", door, error.reason)
         series.observe(seconds)
         series.fold_if_due()
+        slo = self._slos.of(model) if known else None
+        if slo is not None:
+            slo.failed(door, error.reason)
 
     async def infer(
         self, model: str, inputs: Sequence[Tensor], version: str = "", timeout: float | None = None
@@ -330,7 +340,7 @@ def check_outputs(known: Mapping[str, int], wanted: Sequence[str]) -> None:
 
 
 class _Awaited(Call):
-    door = "internal"
+    door = INTERNAL
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from octoserve.dataplane.slo import INTERNAL, EndpointSlo
 from octoserve.telemetry.metrics import ROWS, Counter, Histogram, Registry
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ class Metrics:
 class VersionStatistics:
     """Series of one version, held so that the hot path looks nothing up. Durations in seconds."""
 
-    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
+    def __init__(self, metrics: Metrics, model: str, version: int, slo: EndpointSlo | None = None) -> None:
         self._requests = metrics.requests
         self._labels = (model, str(version))
         self.queue = metrics.queue.histogram(*self._labels)
         self.run = metrics.run.histogram(*self._labels)
         self.rows = metrics.rows.histogram(*self._labels)
         self.inferences: Counter = metrics.inferences.counter(*self._labels)
+        self._slo = slo
         self._ok: dict[str, Histogram] = {}
         self.successes = 0
         self.failures = 0
@@ -63,6 +65,8 @@ class VersionStatistics:
         """Count a request that this version did not answer."""
         self.failures += 1
         self.failure_seconds += seconds
+        if self._slo is not None:
+            self._slo.failed(door, reason)
         series = self._requests.histogram(*self._labels, door, reason)
         series.observe(seconds)
         series.fold_if_due()
@@ -79,6 +83,8 @@ class VersionStatistics:
             if len(doors) > 1:
                 of_door = [took for took, call in zip(latencies, calls, strict=True) if call.door == door]
             self.ok(door).observe_all(of_door)
+            if self._slo is not None and door != INTERNAL:
+                self._slo.observe_all(of_door)
         self.success_seconds += sum(latencies)
         self.queue.observe_all(waits)
         self.queue_seconds += sum(waits)
@@ -108,3 +114,5 @@ class VersionStatistics:
         self.rows.fold_if_due()
         for series in self._ok.values():
             series.fold_if_due()
+        if self._slo is not None:
+            self._slo.fold_if_due()

@@ -18,10 +18,12 @@ from pydantic_core import ErrorDetails
 
 from octoserve.core.errors import SettingsError
 from octoserve.core.names import is_loopback
+from octoserve.core.slo import Slos
 from octoserve.spec.backend import BackendSection
 from octoserve.spec.batch import BatchSection
 from octoserve.spec.queue import QueueSection
 from octoserve.spec.rollout import AnalysisSection, BreakerSection, MetricSection, RolloutSection, StepSection
+from octoserve.spec.slo import OptionalSlo, SloSection
 from octoserve.spec.values import Duration, Label, Policy, Port, Rows, Section, Size, parse_policy
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "QueueSection",
     "RolloutSection",
     "ServeSettings",
+    "SloSection",
     "StepSection",
     "check",
     "cores",
@@ -50,7 +53,7 @@ __all__ = [
 PREFIX = "OCTOSERVE_"
 SECRETS = ("admin_token", "rollout_store")
 """Fields that no error and no listing shows."""
-SECTIONS = ("models", "rollout", "batch", "queue")
+SECTIONS = ("models", "slo", "rollout", "batch", "queue")
 """Fields that have no one-line form: neither flags nor variables."""
 
 
@@ -83,7 +86,9 @@ class ModelSection(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads that one run may use; unset: 1, since one worker a core serves more than one run over all cores."""
     deadline: Duration | None = None
-    """For requests that bring none; unset: `default_deadline`."""
+    """For requests that bring none; unset: `default_deadline`, else what the SLO makes it."""
+    slo: OptionalSlo = None
+    """What this model promises, instead of the service's `slo`; `false` for nothing. See docs/slo.md."""
     rollout: RolloutSection | None = None
     """How this model's new versions meet production; taken whole, instead of the service's `rollout`."""
 
@@ -99,6 +104,8 @@ class ServeSettings(Section):
     """Wishes for single models, by name."""
     version_policy: Policy = "latest:1"
     """Which versions of a model are held: latest:N, all or specific:1,2."""
+    slo: OptionalSlo = None
+    """What every model promises: `{latency_p99: 20ms, availability: 99.9%, window: 30d}`. See docs/slo.md."""
     rollout: RolloutSection = RolloutSection()
     """How new versions meet production: blue-green, canary or shadow. See docs/rollouts.md."""
     batch: BatchSection = BatchSection()
@@ -147,7 +154,7 @@ class ServeSettings(Section):
     max_queue: Annotated[int, Field(ge=1)] = 1024
     """Requests of a model that wait or run in one worker; one more is answered 429."""
     default_deadline: Duration | None = None
-    """For requests that bring no deadline; unset: as long as their connection lives."""
+    """For requests that bring no deadline; unset: what the SLO makes it, else as long as their connection lives."""
     max_batch_bytes: Size = 16 << 20
     """Bytes of inputs that one run may merge."""
     repository_api: bool | None = None
@@ -165,6 +172,14 @@ class ServeSettings(Section):
     """What is logged."""
     log_format: Literal["text", "json"] = "text"
     """How it is logged."""
+
+    def slos(self) -> Slos:
+        """What each model promises."""
+        own = {name: section for name, section in self.models.items() if "slo" in section.model_fields_set}
+        return Slos(
+            default=self.slo.promise() if self.slo is not None else None,
+            models={name: section.slo.promise() if section.slo else None for name, section in own.items()},
+        )
 
     def clients_may_load(self) -> bool:
         """`repository_api`, or what is the default for this `host`."""

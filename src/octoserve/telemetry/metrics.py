@@ -148,6 +148,10 @@ class Registry:
 
         self._gauges.append(family)
 
+    def reading(self, family: Callable[[], Family]) -> None:
+        """Declare a family that is made when asked, of counts that somebody else keeps."""
+        self._gauges.append(family)
+
     def _add(self, metric: Metric) -> Metric:
         self._metrics.append(metric)
         return metric

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from octoserve.core.slo import Slos
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on what a client may send or hold. Sizes in bytes, times in seconds."""
@@ -26,8 +28,10 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """Requests waiting or running; one more is shed."""
     default_deadline: float | None = None
     """Seconds, for requests that bring none; None lets them wait as long as their connection lives."""
-    deadlines: dict[str, float] = {}
-    """By model, in place of `default_deadline`."""
+    deadlines: dict[str, float | None] = {}
+    """By model, in place of `default_deadline`; None lets it wait."""
+    slos: Slos = Slos()
+    """What the endpoints promise: counted against, request by request."""
     max_batch_bytes: int = 16 << 20
 
 

@@ -83,6 +83,7 @@ class Worker:
             max_pending_bytes=config.limits.max_buffered,
             default_deadline=config.admission.default_deadline,
             deadlines=config.admission.deadlines,
+            slos=config.admission.slos,
             judges=self._judge if config.spool else None,
         )
         self._cut_leases = registry.counter(

@@ -14,15 +14,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from octoserve.core.errors import CLIENTS_DOING
 from octoserve.routing.plan import BUCKETS, RoutePlan
 from octoserve.telemetry.metrics import Family
 
 STEP = 2.0
 POINTS = 150
 FAMILY = "octoserve_request_seconds"
-_CLIENTS = frozenset({"invalid", "too_large", "not_found", "unsupported", "cancelled"})
-"""Outcomes that are the client's doing: no error of the version."""
-
 Key = tuple[str, str]
 
 
@@ -107,7 +105,7 @@ def sums_of(snapshots: Sequence[bytes]) -> tuple[dict[Key, Sums], tuple[float, .
             bounds = family.bounds
             for sample in family.samples:
                 model, version, _, outcome = sample.labels
-                if not version or outcome in _CLIENTS:
+                if not version or outcome in CLIENTS_DOING:
                     continue
                 total = sums.setdefault((model, version), Sums(len(bounds) + 1))
                 total.all += sample.count

@@ -34,6 +34,7 @@ from octoserve.patterns.online.link.messages import Drain, Hello, Operation, Ope
 from octoserve.patterns.online.link.unix_socket import frame, listen, messages, peer_of
 from octoserve.patterns.online.settings import Admission, Limits, WorkerConfig
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
+from octoserve.patterns.online.supervisor.deadlines import deadlines_of, default_deadline_of
 from octoserve.patterns.online.supervisor.fleet import Fleet, FleetTimes
 from octoserve.patterns.online.supervisor.fleet_member import Member
 from octoserve.patterns.online.supervisor.pairs import NoPairs, Pairs
@@ -201,7 +202,7 @@ class Supervisor:
             ),
             admission=Admission(
                 max_queue=settings.max_queue,
-                default_deadline=settings.default_deadline,
+                default_deadline=default_deadline_of(settings),
                 deadlines=deadlines_of(settings),
                 max_batch_bytes=settings.max_batch_bytes,
             ),
@@ -210,6 +211,7 @@ class Supervisor:
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
+                slos=settings.slos(),
 
     def _write_record(self) -> None:
         settings = self.settings
@@ -446,7 +448,7 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     )  # fmt: skip
     threads = {name: section.threads for name, section in settings.models.items() if section.threads}
     batching = {name: section.batching.model_dump() for name, section in settings.models.items()}
-    fixed = (__version__, told, ports, threads, batching, deadlines_of(settings))
+    fixed = (__version__, told, ports, threads, batching, deadlines_of(settings), settings.slos())
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
@@ -476,11 +478,6 @@ def _reached_at(host: str) -> str:
     """By whom listens at `host` can be reached from this machine, as it stands before a colon."""
     here = "127.0.0.1" if host in ("0.0.0.0", "") else "::1" if host == "::" else host
     return f"[{here}]" if ":" in here else here
-
-
-def deadlines_of(settings: ServeSettings) -> dict[str, float]:
-    """Seconds by model, where the spec gives a model its own."""
-    return {name: section.deadline for name, section in settings.models.items() if section.deadline is not None}
 
 
 def wishes_of(section: ModelSection | None, settings: ServeSettings) -> ModelWishes:
