@@ -24,9 +24,10 @@ from octoserve.core.errors import InvalidInput, OctoserveError, TooLarge, Unavai
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.patterns.online.errors import status_of
-from octoserve.patterns.online.http import door as door_module
+from octoserve.patterns.online.http import coding
+from octoserve.patterns.online.http.coding import compress, decompress
 from octoserve.patterns.online.http.connection import Http1Server
-from octoserve.patterns.online.http.door import HttpDoor, compress, decompress
+from octoserve.patterns.online.http.door import HttpDoor
 from octoserve.patterns.online.link.messages import CatalogEntry
 from octoserve.patterns.online.service import Service
 from octoserve.patterns.online.settings import Limits
@@ -624,7 +625,7 @@ def test_a_large_body_is_decompressed_off_the_loop_and_in_order(house: House, mo
         threads.add(threading.current_thread().name.partition("_")[0])
         return decompress(*arguments)
 
-    monkeypatch.setattr(door_module, "decompress", noted)
+    monkeypatch.setattr(coding, "decompress", noted)
     transport = house.connect()
     house.send(transport, large_compressed() + raw("GET", "/v2/health/live"))
     drive(asyncio.wait_for(until(lambda: transport.written.endswith(b'{"live":true}')), 20))
@@ -664,13 +665,13 @@ def test_what_is_decompressed_for_a_client_that_left_is_dropped(house: House, mo
         assert gate.wait(10)
         return decompress(*arguments)
 
-    monkeypatch.setattr(door_module, "decompress", held)
+    monkeypatch.setattr(coding, "decompress", held)
     transport = house.connect()
     house.send(transport, large_compressed())
     assert begun.wait(10)
     transport.lose()
     gate.set()
-    house.door._inflating.shutdown(wait=True)
+    house.door._inflater._threads.shutdown(wait=True)
     drive(ticks(20))
     assert not transport.written
     assert not house.model.batches

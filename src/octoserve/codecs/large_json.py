@@ -81,7 +81,7 @@ _decode_frame = msgspec.json.Decoder(_Frame).decode
 
 def decode_large(text: Buffer, output_type: type) -> LargeEnvelope:
     """The envelope of a big request. Raises InvalidInput, TooLarge, or msgspec's own errors."""
-    with _no_collections():
+    with no_collections():
         return LargeEnvelope(_decode_frame(text), output_type)
 
 
@@ -139,7 +139,7 @@ def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
 
 
 @contextmanager
-def _no_collections() -> Iterator[None]:
+def no_collections() -> Iterator[None]:
     """A million lists in one go would have the collector walk them again and again."""
     enabled = gc.isenabled()
     gc.disable()

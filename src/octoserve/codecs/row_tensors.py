@@ -58,6 +58,8 @@ class RowTensors:
             raise SettingsError(f"features: the model has no input {unknown[0]!r}")
         self.types: dict[str, Any] = {}
         """Field -> the type of what it holds, for a decoder."""
+        self.specs: dict[str, TensorSpec] = {}
+        """Field -> the input that it is, or is a part of."""
         feeds = []
         for spec in signature.inputs:
             fields = tuple(named.get(spec.name, ()))
@@ -66,6 +68,7 @@ class RowTensors:
             fields = fields or (spec.name,)
             for field in fields:
                 self.types[field] = _type(spec, whole)
+                self.specs[field] = spec
             places = tuple(list(self.types).index(field) for field in fields)
             feeds.append(_Feed(spec, DATATYPES[spec.datatype], fields, places, not whole))
         self._feeds = tuple(feeds)

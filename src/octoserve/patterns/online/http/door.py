@@ -7,84 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import zlib
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import msgspec
 
 from octoserve.codecs.open_inference_json import Request, decode_request, encode_response, raw_request
-from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError, Overloaded, TooLarge, Unsupported
+from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError, Overloaded
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.patterns.online.errors import status_of
+from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
+from octoserve.patterns.online.http.coding import decompress as decompress
 from octoserve.patterns.online.http.connection import Connection
-from octoserve.patterns.online.http.head import Head
+from octoserve.patterns.online.http.head import Handler, Head
+from octoserve.patterns.online.http.infer_head import InferHead as InferHead
 from octoserve.patterns.online.service import ServerMetadata, Service
 from octoserve.patterns.online.settings import Limits
 from octoserve.telemetry.metrics import Metric
 
 log = logging.getLogger(__name__)
 
-_COMPRESS_FROM = 1024  # bytes; below, compression costs more than it saves
-_COMPRESS_TO = 1 << 20  # above, it would hold up every other request on the loop
-_INFLATE_FROM = 64 << 10  # compressed bytes, from which a body is decompressed in a thread
-_INFLATE_TO = 1 << 20  # and from which decompressed size, however little came
-_INFLATE_THREADS = 2
 _MAX_MICROSECONDS = 10**15
 _encode = msgspec.json.encode
-
-
-class InferHead:
-    """What an inference request's head says: worked out once for all requests that repeat it."""
-
-    __slots__ = ("accept", "encoding", "header_length", "headers", "model", "timeout", "version")
-
-    def __init__(self, model: str, version: str, head: Head) -> None:
-        self.model = model
-        self.version = version
-        self.headers = head.headers
-        self.timeout = _timeout(head.headers.get("x-request-timeout"))
-        self.header_length = _length(head.headers.get("inference-header-content-length"))
-        encoding = head.headers.get("content-encoding", "identity").lower()
-        if encoding not in ("identity", "gzip", "deflate"):
-            raise Unsupported(f"Content-Encoding {encoding!r}; gzip, deflate and identity are taken")
-        self.encoding = "" if encoding == "identity" else encoding
-        self.accept = _accepted(head.headers.get("accept-encoding", ""))
-
-
-def _timeout(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        seconds = float(text.replace("_", "?"))  # Python would take 1_0
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e9:
-        raise InvalidInput(f"X-Request-Timeout is {text!r}; seconds are wanted, such as 0.5")
-    return seconds
-
-
-def _length(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise InvalidInput(f"Inference-Header-Content-Length is {text!r}; a number of bytes is wanted")
-    return int(text)
-
-
-_REFUSED = re.compile(r"q\s*=\s*0(\.0*)?$")
-
-
-def _accepted(text: str) -> str:
-    """The coding to answer in: the first of gzip and deflate that is not refused by q=0."""
-    for item in text.lower().split(","):
-        coding, _, q = item.strip().partition(";")
-        if coding.strip() in ("gzip", "deflate") and not _REFUSED.match(q.strip()):
-            return coding.strip()
-    return ""
 
 
 class HttpCall(Call):
@@ -127,13 +72,13 @@ class HttpCall(Call):
             respond_to(connection, Internal("the answer could not be encoded; the server's log has the reason"))
             return
         accept = self.infer.accept
-        if header_length is None and not (accept and len(body) >= _COMPRESS_FROM):
+        if header_length is None and not (accept and len(body) >= COMPRESS_FROM):
             connection.respond_json(body)
             return
         headers = "content-type: application/json"
         if header_length is not None:
             headers = f"content-type: application/octet-stream\r\ninference-header-content-length: {header_length}"
-        if accept and _COMPRESS_FROM <= len(body) <= _COMPRESS_TO:
+        if accept and COMPRESS_FROM <= len(body) <= COMPRESS_TO:
             body = compress(body, accept)
             headers += f"\r\ncontent-encoding: {accept}"
         connection.respond(200, body, headers)
@@ -145,16 +90,24 @@ def respond_to(connection: Connection, error: OctoserveError) -> None:
     connection.respond_error(status_of(error), str(error), retry)
 
 
+class Routes(Protocol):
+    """What else the port offers below a model."""
+
+    def find(self, head: Head, model: str, rest: list[str]) -> tuple[Handler, Any]:
+        """Handler and binding for this head. Raises OctoserveError."""
+        ...
+
+
 class HttpDoor:
     """Routes of one worker's HTTP port: the `Application` of its `Http1Server`."""
 
-    def __init__(self, service: Service, limits: Limits, cuts: Metric) -> None:
+    def __init__(self, service: Service, limits: Limits, cuts: Metric, asynchronous: Routes | None = None) -> None:
         self._service = service
         self._dataplane = service.dataplane
-        self._limits = limits
         self._cuts = cuts
+        self._asynchronous = asynchronous
         self._tasks: set[asyncio.Task[None]] = set()
-        self._inflating = ThreadPoolExecutor(_INFLATE_THREADS, "inflate")
+        self._inflater = Inflater(limits.max_body)
 
     # --- the Application that a connection asks for ------------------------------------------------------------
 
@@ -205,6 +158,7 @@ class HttpDoor:
                 if head.method != "POST":
                     return self._method(head, "POST"), None
                 infer = InferHead(model, version, head)
+                infer.plain = self._infer
                 return self._infer_compressed if infer.encoding else self._infer, infer
             case []:
                 return self._get(head, lambda _: _encode(self._service.model_metadata(model, version)))
@@ -214,6 +168,10 @@ class HttpDoor:
                 return self._get(head, lambda _: self._statistics(model, version))
             case ["config"]:
                 return self._get(head, lambda _: _encode(self._service.config(model, version)))
+            case ["infer-async", *more] if not version:
+                if self._asynchronous is None:
+                    raise NotFound("asynchronous requests are off; `async: {models: [NAME]}` in the spec lets them in")
+                return self._asynchronous.find(head, model, more)
         raise NotFound(f"no such path: {head.path}")
 
     def _method(self, head: Head, *allowed: str) -> Callable[[Connection, Head, bytes], None]:
@@ -252,36 +210,7 @@ class HttpDoor:
         self._dataplane.submit(call)
 
     def _infer_compressed(self, connection: Connection, head: Head, body: bytes) -> None:
-        """Undo the coding, in a thread where that takes longer than others should wait."""
-        infer: InferHead = head.binding
-        limit = self._limits.max_body
-        if len(body) < _INFLATE_FROM:
-            try:
-                plain = decompress(body, infer.encoding, min(limit, _INFLATE_TO))
-            except OctoserveError as error:
-                if not isinstance(error, TooLarge) or limit <= _INFLATE_TO:
-                    self._refuse_call(connection, infer, error)
-                    return
-            else:
-                self._infer(connection, head, plain)
-                return
-        loop = asyncio.get_running_loop()
-        inflated = loop.run_in_executor(self._inflating, decompress, body, infer.encoding, limit)
-        connection.call = inflated  # cancelled if the client goes away
-        inflated.add_done_callback(lambda future: self._inflated(connection, head, future))
-
-    def _inflated(self, connection: Connection, head: Head, inflated: asyncio.Future[bytes]) -> None:
-        if inflated.cancelled() or connection.call is not inflated:
-            return  # nobody waits any more
-        connection.call = None
-        try:
-            self._infer(connection, head, inflated.result())
-        except OctoserveError as error:
-            self._refuse_call(connection, head.binding, error)
-        except Exception:
-            log.exception("a compressed request failed")
-            if connection.busy:
-                respond_to(connection, Internal("internal error; the server's log has the reason"))
+        self._inflater.inflate(connection, head, body, self._refuse_call)
 
     def _refuse_call(self, connection: Connection, infer: InferHead, error: OctoserveError) -> None:
         self._dataplane.refused(infer.model, "http", error)
@@ -361,26 +290,3 @@ def _json_object(body: bytes) -> dict[str, Any]:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidInput(f"a JSON object is wanted: {error}") from None
-
-
-def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """Undo a Content-Encoding, at most `limit` bytes of it. Raises InvalidInput or TooLarge."""
-    # 47: gzip or zlib by its header; -15 below: the raw deflate that some clients send as "deflate"
-    for window in (47, -15) if encoding == "deflate" else (31,):
-        inflate = zlib.decompressobj(window)
-        try:
-            data = inflate.decompress(body, limit + 1)
-        except zlib.error:
-            continue
-        if len(data) > limit:
-            raise TooLarge(f"the body has more than {limit} bytes when decompressed")
-        if not inflate.eof or inflate.unused_data:
-            raise InvalidInput(f"the {encoding} body is cut short or has something behind it")
-        return data
-    raise InvalidInput(f"the body is not {encoding}")
-
-
-def compress(body: bytes, encoding: str) -> bytes:
-    """`body` in the coding that the client accepts."""
-    deflate = zlib.compressobj(1, zlib.DEFLATED, 31 if encoding == "gzip" else 15)
-    return deflate.compress(body) + deflate.flush()
