@@ -84,5 +84,5 @@ class SettingsError(OctoserveError):
     reason = "settings"
 
 
-CLIENTS_DOING = frozenset({"invalid", "too_large", "not_found", "unsupported", "cancelled"})
+CLIENTS_DOING = frozenset({"invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled"})
 """Reasons that are the client's doing: no error of a version, and nothing that breaks a promise. Any other is ours."""

@@ -1,7 +1,7 @@
 """The admin API: what is served and why, and the way to change it. Never on the hot path.
 
     GET  /livez /readyz /metrics
-    GET  /api/models /api/workers /api/generation
+    GET  /api/models /api/workers /api/generation /api/slo
     GET  /api/models/{model}/plan             the route plan, for whoever splits as it does (batch jobs)
     POST /api/models/{model}/load | unload
     PUT  /api/models/{model}/labels/{label}   {"version": n}
@@ -84,6 +84,9 @@ def application(supervisor: Supervisor) -> ASGIApp:
     async def generation(_: Request) -> Response:
         return JSONResponse(generation_view(room))
 
+    async def slo(_: Request) -> Response:
+        return JSONResponse(await supervisor.slo.view())
+
     async def load(request: Request) -> Response:
         await room.load(request.path_params["model"])
         return JSONResponse(models_view(room)[request.path_params["model"]])
@@ -111,6 +114,7 @@ def application(supervisor: Supervisor) -> ASGIApp:
             Route("/api/models/{model}/plan", plan),
             Route("/api/workers", workers),
             Route("/api/generation", generation),
+            Route("/api/slo", slo),
             Route("/api/models/{model}/load", load, methods=["POST"]),
             Route("/api/models/{model}/unload", unload, methods=["POST"]),
             Route("/api/models/{model}/labels/{label}", label, methods=["PUT"]),

@@ -21,7 +21,7 @@ async def page(supervisor: Supervisor) -> tuple[bytes, str]:
     """The text and its content type."""
     fleet = supervisor.fleet
     snapshots = await fleet.collect()
-    return render(snapshots, families(supervisor)), CONTENT_TYPE
+    return render(snapshots, [*families(supervisor), *supervisor.slo.families(snapshots)]), CONTENT_TYPE
 
 
 def fold(past: Sequence[bytes]) -> bytes:

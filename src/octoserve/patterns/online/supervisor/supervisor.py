@@ -34,7 +34,7 @@ from octoserve.patterns.online.link.messages import Drain, Hello, Operation, Ope
 from octoserve.patterns.online.link.unix_socket import frame, listen, messages, peer_of
 from octoserve.patterns.online.settings import Admission, Limits, WorkerConfig
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
-from octoserve.patterns.online.supervisor.deadlines import deadlines_of, default_deadline_of
+from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
 from octoserve.patterns.online.supervisor.fleet import Fleet, FleetTimes
 from octoserve.patterns.online.supervisor.fleet_member import Member
 from octoserve.patterns.online.supervisor.pairs import NoPairs, Pairs
@@ -45,6 +45,7 @@ from octoserve.patterns.online.supervisor.rollout_starts import Strategy
 from octoserve.patterns.online.supervisor.rollouts import Rollouts
 from octoserve.patterns.online.supervisor.route_backend import RouteBackends, key_of
 from octoserve.patterns.online.supervisor.service_files import ServiceFiles, ServiceRecord, write_atomically
+from octoserve.patterns.online.supervisor.slo_watch import SloWatch
 from octoserve.patterns.online.supervisor.worker_process import spawn_blank
 from octoserve.repository.layout import ARTIFACTS, VersionOnDisk
 from octoserve.repository.local import LocalRepository
@@ -139,6 +140,7 @@ class Supervisor:
             lambda endpoint: rollout_section(endpoint, settings).providers,
             time.time,
         )
+        self.slo = SloWatch(settings.slos(), self.fleet.collect, lambda model: deadline_of(model, settings))
         self.live_figures: LiveFigures
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
@@ -254,6 +256,7 @@ class Supervisor:
             self._start(self.rollouts.run())
             self._start(self.readings.run())
             self._start(self.pairs.run(), vital=False)
+            self._start(self.slo.run(), vital=False)
             await self._stop.wait()
         finally:
             await self._leave()
