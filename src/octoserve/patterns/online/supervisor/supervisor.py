@@ -206,6 +206,7 @@ class Supervisor:
                 max_queue=settings.max_queue,
                 default_deadline=default_deadline_of(settings),
                 deadlines=deadlines_of(settings),
+                slos=settings.slos(),
                 max_batch_bytes=settings.max_batch_bytes,
             ),
             spool=str((settings.state_dir / "shadow" / "spool").resolve()),
