@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    import socket
+
     from octoserve.connectors.queues.address import Address
+    from octoserve.connectors.queues.answers import SqlAnswers
     from octoserve.control.rollout.values import Course
     from octoserve.patterns.batch.engine import Engine
     from octoserve.patterns.batch.job import Job
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
     from octoserve.patterns.batch.progress import Progress
     from octoserve.patterns.batch.run import Tools
     from octoserve.patterns.message_queue.opening import Kinds
-    from octoserve.patterns.message_queue.settings import QueueSettings
+    from octoserve.patterns.message_queue.consumers import Consumers
+    from octoserve.patterns.message_queue.settings import QueueSettings, WorkerConfig
+    from octoserve.patterns.online.http.async_door import Way
+    from octoserve.patterns.online.settings import AsyncRequests
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
     from octoserve.runtimes.protocol import Runtime
     from octoserve.spec import BatchSection, RolloutSection, ServeSettings
@@ -57,7 +63,71 @@ def serve(
     from octoserve.patterns.online.supervisor.supervisor import serve as run_supervisor
     from octoserve.patterns.shadow.keeper import PairKeeper
 
-    return run_supervisor(settings, on_ready, spare, strategies(), PairKeeper)
+    return run_supervisor(settings, on_ready, spare, strategies(), PairKeeper, consumers=consumers(settings))
+
+
+def consumers(settings: ServeSettings) -> Consumers | None:
+    """What answers the asynchronous requests of a service; None where it takes none. Raises SettingsError."""
+    from octoserve.patterns.online.supervisor.consumers import async_requests
+
+    requests, section = async_requests(settings), settings.asynchronous
+    if requests is None:
+        return None
+    from octoserve.patterns.message_queue.consumers import Consumers
+    from octoserve.patterns.message_queue.keeper import Keeper
+    from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings
+
+    def settings_of(model: str, version: int) -> QueueSettings:
+        return QueueSettings(
+            repository=str(settings.repository),
+            model=model,
+            version=version,
+            source=requests.source_of(model),
+            sink=requests.store,
+            payload=REQUESTS,
+            batch_rows=section.batch_rows,
+            run_timeout=section.run_timeout,
+            max_attempts=section.max_attempts,
+            retry_delay=section.retry_delay,
+            redeliver_after=section.redeliver_after,
+            state_dir=requests.state_dir,
+        )
+
+    way = async_way(requests)
+    return Consumers(
+        requests.models,
+        settings_of,
+        section.workers,
+        spawn_queue_worker,
+        Keeper(way.store, section.keep),
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
+
+
+def async_way(requests: AsyncRequests) -> Way:
+    """Where asynchronous requests go, and their answers come from. Connects to nothing yet. Raises SettingsError."""
+    from octoserve.connectors.queues.address import parse
+    from octoserve.connectors.queues.kafka_publisher import KafkaPublisher
+    from octoserve.connectors.queues.nats_publisher import NatsPublisher
+    from octoserve.connectors.queues.nats_wire import where_of
+    from octoserve.connectors.queues.protocol import Publisher
+    from octoserve.core.errors import SettingsError
+    from octoserve.patterns.online.http.async_door import Way
+
+    def publisher(model: str) -> Publisher:
+        address = parse(requests.source_of(model), "async.source")
+        if address.scheme == "kafka":
+            return KafkaPublisher(address)
+        if address.scheme not in ("embedded", "nats"):
+            raise SettingsError(f"async.source: unknown kind {address.scheme!r}; known: embedded, nats, kafka")
+        return NatsPublisher(where_of(address, Path(requests.state_dir)))
+
+    address = parse(requests.store, "async.store")
+    known = queue_kinds(requests.state_dir).answers
+    if address.scheme not in known:
+        raise SettingsError(f"async.store: unknown kind {address.scheme!r}; known: {', '.join(known)}")
+    return Way({model: publisher(model) for model in requests.models}.__getitem__, known[address.scheme](address))
 
 
 def batch_tools(**others: Any) -> Tools:
@@ -153,6 +223,7 @@ def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve") -> Kinds:
     def kafka_tools(address: Address, state_dir: Path) -> KafkaTools:
         return KafkaTools(address)
 
+    from octoserve.connectors.queues.answer_databases import postgres_answers, sqlite_answers
     def kafka_results(address: Address) -> KafkaSink:
         return kafka_sink(address, outbox)
 
@@ -200,6 +271,9 @@ def queue_worker(link: int) -> NoReturn:
     write_logs()
     os._exit(code)  # not waiting for a run that hangs
 
+    def answers(address: Address) -> SqlAnswers:
+        return postgres_answers(address, server(address))
+
 
 def score(
     frame: Any,
@@ -216,7 +290,27 @@ def score(
 
     from octoserve.patterns.batch.asking import job_settings
     from octoserve.patterns.batch.spark.frame import score as score_frame
+        answers={"sqlite": sqlite_answers, "postgresql": answers, "postgres": answers},
+    )
+
+
+def spawn_queue_worker(config: WorkerConfig, link: socket.socket) -> subprocess.Popen[bytes]:
+    """A worker of a queue, told what to do."""
+    import msgspec
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "octoserve.app", "queue", str(link.fileno())],
+        stdin=subprocess.PIPE,
+        pass_fds=[link.fileno()],
+        start_new_session=True,  # Ctrl-C is the supervisor's; it tells its workers
     from octoserve.spec import check
+    assert process.stdin is not None
+    try:
+        process.stdin.write(msgspec.json.encode(config))
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it is dead already, and will be found so
+    return process
 
     section = check({"repository": str(repository), "batch": {"keys": list(keys), **settings}}, {}).batch
     return score_frame(frame, Path(repository), model, version, job_settings(section), bad_rows, batch_tools)
@@ -237,7 +331,7 @@ def worker() -> NoReturn:
         os._exit(0)
     config = msgspec.json.decode(told, type=WorkerConfig)
     write_logs = set_up(config.log_level, config.log_format, f"worker {config.index}")
-    code = run_worker(config, runtimes())
+    code = run_worker(config, runtimes(), async_way)
     write_logs()
     os._exit(code)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,10 +18,8 @@ import typer
 from octoserve.core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    import socket
 
     from octoserve.connectors.queues.protocol import QueueTools
-    from octoserve.patterns.message_queue.settings import WorkerConfig
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 dlq = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Dead letters: list, replay.")
@@ -54,7 +51,7 @@ def run(
             help="'sqlite:///x.db?table=t', 'postgresql://...?table=t', a stream or topic, parquet, a webhook."
         ),
     ] = None,
-    payload: Annotated[Text, typer.Option(help="json, open-inference or raw.", show_default="json")] = None,
+    payload: Annotated[Text, typer.Option(help="json, open-inference, raw or requests.", show_default="json")] = None,
     columns: Annotated[Text, typer.Option(help="The fields of the model's only input, in order.")] = None,
     missing: Annotated[Text, typer.Option(help="A missing number: refuse (a dead letter), or nan.")] = None,
     workers: Annotated[Text, typer.Option(help="Processes that share the messages.", show_default="1")] = None,
@@ -85,11 +82,12 @@ def run(
 
     section, settings = asked(flags, repository, spec)
     set_up("info", log_format, "queue")
+    from octoserve.app import spawn_queue_worker
     screen = Screen(settings, quiet=as_json)
     supervisor = Supervisor(
         settings,
         section.workers,
-        spawn,
+        spawn_queue_worker,
         log_format=log_format,
         on_promise=screen.promise,
         on_figures=screen.figures,
@@ -99,25 +97,6 @@ def run(
     with screen.metrics(section.metrics_port, supervisor.families):
         done = supervisor.run()
     screen.end(done, supervisor.restarts, as_json)
-
-
-def spawn(config: WorkerConfig, link: socket.socket) -> subprocess.Popen[bytes]:
-    """A worker, told what to do."""
-    import msgspec
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "octoserve.app", "queue", str(link.fileno())],
-        stdin=subprocess.PIPE,
-        pass_fds=[link.fileno()],
-        start_new_session=True,  # Ctrl-C is the supervisor's; it tells its workers
-    )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(msgspec.json.encode(config))
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it is dead already, and will be found so
-    return process
 
 
 @app.command()

@@ -15,8 +15,18 @@ if TYPE_CHECKING:
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
 
 _GROUPS = {
-    "Models": ("repository", "model", "version_policy", "spec"),
-    "Doors": ("host", "http_port", "grpc_port", "admin_host", "admin_port", "admin_token", "protect_metrics"),
+    "Models": ("repository", "model", "version_policy", "async_models", "spec"),
+    "Doors": (
+        "host",
+        "http_port",
+        "grpc_port",
+        "admin_host",
+        "admin_port",
+        "admin_token",
+        "protect_metrics",
+        "doors",
+        "default_model",
+    ),
     "Processes": (
         "workers",
         "state_dir",
@@ -40,7 +50,7 @@ def command(spare: list[subprocess.Popen[bytes]]) -> Callable[..., None]:
         raise typer.Exit(run(flags, spare))
 
     names = ("spec", *(name for name in spec.ServeSettings.model_fields if name not in spec.SECTIONS))
-    parameters = [_parameter(name) for name in names]
+    parameters = [*map(_parameter, names), _ASYNC]
     parameters.sort(key=lambda parameter: parameter.name != "repository")
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -67,6 +77,23 @@ def _parameter(name: str) -> inspect.Parameter:
         kind = list[str] | None
     option = typer.Option(*declared, help=text, rich_help_panel=group, show_default=False)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+_ASYNC = inspect.Parameter(
+    "async_models",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        list[str] | None,
+        typer.Option(
+            "--async",
+            help="A model whose answers may also be fetched later (POST .../infer-async); field async.models of the "
+            "spec. (OCTOSERVE_ASYNC)",
+            rich_help_panel="Models",
+            show_default=False,
+        ),
+    ],
+)
 
 
 def run(flags: dict[str, Any], spare: list[subprocess.Popen[bytes]]) -> int:

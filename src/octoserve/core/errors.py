@@ -37,6 +37,12 @@ class Unsupported(OctoserveError):
     reason = "unsupported"
 
 
+class Conflict(OctoserveError):
+    """It contradicts what is there already."""
+
+    reason = "conflict"
+
+
 class Unavailable(OctoserveError):
     """It exists and cannot answer now."""
 

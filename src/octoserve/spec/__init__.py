@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from octoserve.core.errors import SettingsError
 from octoserve.core.names import is_loopback
 from octoserve.core.slo import Slos
+from octoserve.spec.asynchronous import AsyncSection
 from octoserve.spec.backend import BackendSection
 from octoserve.spec.batch import BatchSection
 from octoserve.spec.queue import QueueSection
@@ -31,6 +32,7 @@ __all__ = [
     "SECRETS",
     "SECTIONS",
     "AnalysisSection",
+    "AsyncSection",
     "BackendSection",
     "BatchSection",
     "Batching",
@@ -53,7 +55,7 @@ __all__ = [
 PREFIX = "OCTOSERVE_"
 SECRETS = ("admin_token", "rollout_store")
 """Fields that no error and no listing shows."""
-SECTIONS = ("models", "slo", "rollout", "batch", "queue")
+SECTIONS = ("models", "slo", "rollout", "batch", "queue", "asynchronous")
 """Fields that have no one-line form: neither flags nor variables."""
 
 
@@ -120,6 +122,8 @@ class ServeSettings(Section):
     grpc_port: Port = 8081
     """Port of the gRPC door; 0 picks a free one."""
     admin_host: str = "127.0.0.1"
+    asynchronous: AsyncSection = Field(default=AsyncSection(), alias="async")
+    """Models whose answers may be fetched later, and where those are kept. See docs/async.md."""
     """Address of the admin API; beyond loopback only with a token."""
     admin_port: Port = 8082
     """Port of the admin API and of /metrics; 0 picks a free one."""
@@ -231,6 +235,9 @@ def check(values: Mapping[str, Any], source: Mapping[str, str], path: str = "") 
         )
     try:
         return ServeSettings.model_validate(dict(values))
+    given = flags.get("async_models") or _split(environ.get(f"{PREFIX}ASYNC") or [])
+    if given and isinstance(values.get("async", {}), dict):
+        values["async"] = {**values.get("async", {}), "models": given}
     except ValidationError as error:
         lines = [_explain(detail, source, path) for detail in error.errors()]
         raise SettingsError("\n".join(lines)) from None
@@ -327,5 +334,9 @@ def _section_at(path: list[str]) -> type[BaseModel]:
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+_NAMES = {"async": "asynchronous"}
+"""Keys that Python takes no field by."""
+
+
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections_in(part)]

@@ -24,8 +24,9 @@ class QueueSection(Section):
     sink: str | None = Field(default=None, repr=False)
     """Where results go: sqlite:///path.db?table=t, postgresql://user@host/db?table=t, a stream or topic (embedded:NAME,
     nats://, kafka://), a folder of Parquet, or an https:// webhook."""
-    payload: Literal["json", "open-inference", "raw"] = "json"
-    """What a message is: json, a row by feature name; open-inference, a request of one row; raw, the only input."""
+    payload: Literal["json", "open-inference", "raw", "requests"] = "json"
+    """What a message is: json, a row by feature name; open-inference, a request of one row; raw, the only input;
+    requests, a whole request of any rows, whose result is its answer (see docs/async.md)."""
     columns: Words = Field(default_factory=list)
     """For a model of one input: the fields that it is made of, in order; unset: model.yaml's `features`."""
     missing: Literal["refuse", "nan"] | None = None

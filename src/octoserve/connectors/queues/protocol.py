@@ -56,7 +56,7 @@ class Position(NamedTuple):
         return f"{self.partition}/{self.offset}" if self.partition else str(self.offset)
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message as it came.
 
     name:       the position as its sources' users write it, e.g. `orders/3/17`; the message id of last resort
@@ -284,6 +284,19 @@ class QueueTools(Protocol):
 
     def replay(self, letters: Sequence[DeadLetter]) -> int:
         """Send these again under their message ids, and take them out of the dead-letter queue."""
+        ...
+
+    def close(self) -> None:
+        """The last call."""
+        ...
+
+
+class Publisher(Protocol):
+    """Who puts single messages into a queue; any thread may. Connects with the first one."""
+
+    def publish(self, value: bytes, id: str, headers: Mapping[str, str]) -> None:
+        """On the broker's disk on return, under this message id. Raises TooLarge; Unavailable, of which it may be there
+        all the same."""
         ...
 
     def close(self) -> None:

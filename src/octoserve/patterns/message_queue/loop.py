@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from octoserve.connectors.queues.protocol import (
+    DeadLetter,
     Fenced,
     Lag,
     Message,
@@ -74,6 +75,17 @@ class Work(NamedTuple):
     outputs: Sequence[TensorSpec]
     policy: Policy
     guard: scoring.Guard = contextlib.nullcontext
+    score_by: Callable[[Sequence[Message], bool], scoring.Scored] | None = None
+    """What scores, where it is not `scorer` alone: told the messages, and whether they have failed before."""
+    give_up: Callable[[Sequence[DeadLetter]], None] = lambda letters: None
+    """Told of dead letters before they are buried; raises Unavailable to be told again."""
+
+    def score(self, messages: Sequence[Message], tried: bool) -> scoring.Scored:
+        """See `scoring.score`."""
+        if self.score_by is not None:
+            return self.score_by(messages, tried)
+        return scoring.score(self.scorer, self.decode, self.outputs, messages, self.guard)
+
 
 
 class Loop:
@@ -252,7 +264,7 @@ class Loop:
 
     def _score_and_store(self, portion: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
         work = self._work
-        scored = scoring.score(work.scorer, work.decode, work.outputs, portion, work.guard)
+        scored = work.score(portion, portion[0].position in known)
         failed = [
             self._judge(portion[place], scored.ids[place], known, error)
             for place, error in sorted(scored.failed.items())
@@ -292,6 +304,7 @@ class Loop:
             letters = [letter(each, self._source.name, now) for each in buried]
             self._insist("the dead-letter queue", lambda: self._source.bury(letters))
             self._statistics.outcomes[DEAD].add(len(buried))
+            self._insist("the store of answers", lambda: self._work.give_up(letters))
             for each in buried:
                 last = each.attempts.history[-1].error if each.attempts.history else "tried often enough"
                 log.warning(

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from octoserve.connectors.queues.address import Address, parse
+from octoserve.connectors.queues.answers import AnswerStore
 from octoserve.connectors.queues.protocol import QueueSink, QueueSource, QueueTools
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.message_queue.ledger import Ledger, SqliteLedger
-from octoserve.patterns.message_queue.settings import QueueSettings
+from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings
 from octoserve.runtimes.protocol import Runtime
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class Kinds(NamedTuple):
     tools:   what `send`, `tail`, `lag` and `dlq` use; told the state directory
     ledgers: of sinks whose database several machines may share, which attempts are kept in; told the source's name, the
              owner, and how others have died
+    answers: of sinks that asynchronous requests are answered from
     """
 
     runtimes: Mapping[str, Runtime]
@@ -29,6 +31,7 @@ class Kinds(NamedTuple):
     tools: Mapping[str, Callable[[Address, Path], QueueTools]]
     sinks: Mapping[str, Callable[[Address], QueueSink]]
     ledgers: Mapping[str, Callable[[Address, str, str, Mapping[str, str]], Ledger]]
+    answers: Mapping[str, Callable[[Address], AnswerStore]]
 
 
 def source(kinds: Kinds, settings: QueueSettings) -> QueueSource:
@@ -47,6 +50,13 @@ def sink(kinds: Kinds, settings: QueueSettings) -> QueueSink:
     """Raises SettingsError."""
     address = parse(settings.sink, "sink")
     return _chosen(kinds.sinks, address)(address)
+
+
+def answers(kinds: Kinds, settings: QueueSettings) -> AnswerStore | None:
+    """What polls are answered from, where the sink is such a place. Raises SettingsError."""
+    address = parse(settings.sink, "sink")
+    known = kinds.answers.get(address.scheme)
+    return known(address) if known is not None and settings.payload == REQUESTS else None
 
 
 def ledger(kinds: Kinds, settings: QueueSettings, source: str, owner: str, ends: Mapping[str, str]) -> Ledger:

@@ -7,6 +7,10 @@ import os
 import msgspec
 
 
+REQUESTS = "requests"
+"""The payload of which each message is a whole request."""
+
+
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a queue is worked on. Durations in seconds; see `spec.QueueSection` for what each means.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from octoserve.core.errors import (
     BrokenVersion,
     Cancelled,
+    Conflict,
     DeadlineExceeded,
     InvalidInput,
     NotFound,
@@ -21,6 +22,7 @@ _NAMES: tuple[tuple[type[OctoserveError], int, int], ...] = (
     (InvalidInput, 400, 3),
     (BrokenVersion, 400, 9),
     (NotFound, 404, 5),
+    (Conflict, 409, 6),
     (Unsupported, 501, 12),
     (Unavailable, 503, 14),
     (Overloaded, 429, 8),

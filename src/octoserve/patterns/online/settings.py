@@ -35,6 +35,28 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_bytes: int = 16 << 20
 
 
+class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that are answered later; see `spec.AsyncSection`.
+
+    source: an address, in which {model} stands for the model's name
+    """
+
+    models: tuple[str, ...]
+    source: str
+    store: str
+    state_dir: str
+    callbacks: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    max_pending: int = 256
+
+    def source_of(self, model: str) -> str:
+        """The address of a model's queue."""
+        return self.source.replace("{model}", model)
+
+
+DOORS = ("v1", "predict")
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Written as JSON to a worker's standard input."""
 
@@ -51,4 +73,5 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     repository_api: bool = True
     """Whether clients may load and unload models through the data doors."""
     log_level: str = "info"
+    asynchronous: AsyncRequests | None = None
     log_format: str = "text"

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octoserve.core.clock import monotonic
 from octoserve.dataplane.endpoint import DataPlane
@@ -33,13 +33,18 @@ from octoserve.patterns.online.http.door import HttpDoor
 from octoserve.patterns.online.link.messages import Desired, Hello
 from octoserve.patterns.online.link.worker_end import ControlLink
 from octoserve.patterns.online.service import Service
-from octoserve.patterns.online.settings import WorkerConfig
+from octoserve.patterns.online.settings import AsyncRequests, WorkerConfig
 from octoserve.routing.plan import RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.logs import DroppingHandler
 from octoserve.telemetry.metrics import Registry
 
+if TYPE_CHECKING:
+    from octoserve.patterns.online.http.async_door import AsyncDoor, Way
+
 log = logging.getLogger(__name__)
+
+OpenWay = Callable[[AsyncRequests], "Way"]
 
 DOORS = 2
 BACKLOG = 2048
@@ -59,8 +64,16 @@ SWITCH_SECONDS = 0.0005
 class Worker:
     """See the module."""
 
-    def __init__(self, config: WorkerConfig, runtimes: Mapping[str, Runtime], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        runtimes: Mapping[str, Runtime],
+        loop: asyncio.AbstractEventLoop,
+        way: OpenWay | None = None,
+    ) -> None:
+        """way: where requests that are answered later go, for a configuration that takes some"""
         self._config = config
+        self._open_way = way
         self._loop = loop
         self._generation = 0
         self._desired: Desired | None = None
@@ -114,7 +127,8 @@ class Worker:
     def _doors(self, registry: Registry) -> None:
         limits = self._config.limits
         cuts = registry.counter("octoserve_cut_total", "Connections and requests that were cut.", ("door", "reason"))
-        self._http = Http1Server(HttpDoor(self._service, limits, cuts), limits, monotonic)
+        http = HttpDoor(self._service, limits, cuts, self._async_door(registry))
+        self._http = Http1Server(http, limits, monotonic)
         door, health = GrpcDoor(self._service), Health(self._service)
         self._grpc = GrpcServer(
             {**door.unary(), **health.unary()},
@@ -129,6 +143,17 @@ class Worker:
             on_cut=lambda reason: cuts.counter("grpc", reason).add(),
         )
         registry.gauge("octoserve_connections", "Open connections.", ("door",), self._connections)
+
+    def _async_door(self, registry: Registry) -> AsyncDoor | None:
+        settings = self._config.asynchronous
+        if settings is None or self._open_way is None:
+            return None
+        from octoserve.patterns.online.http.async_door import AsyncDoor
+
+        counts = registry.counter(
+            "octoserve_async_requests_total", "Requests to be answered later.", ("model", "outcome")
+        )
+        return AsyncDoor(self._service, settings, self._config.limits, self._open_way(settings), counts)
 
     def _judge(self, plan: RoutePlan, version: int) -> PairJudge:
         return PairJudge(plan, version, Path(self._config.spool), f"worker-{self._config.index}")
@@ -365,7 +390,7 @@ def raise_open_files(wanted: int) -> None:
         log.warning("at most %d open files (ulimit -n), fewer than max_connections, %d", soft, wanted)
 
 
-def run_worker(config: WorkerConfig, runtimes: Mapping[str, Runtime]) -> int:
+def run_worker(config: WorkerConfig, runtimes: Mapping[str, Runtime], way: OpenWay | None = None) -> int:
     """Run a worker until it is drained; the process's exit code."""
     import uvloop
 
@@ -373,7 +398,7 @@ def run_worker(config: WorkerConfig, runtimes: Mapping[str, Runtime]) -> int:
     raise_open_files(config.limits.max_connections)
 
     async def main() -> int:
-        return await Worker(config, runtimes, asyncio.get_running_loop()).run()
+        return await Worker(config, runtimes, asyncio.get_running_loop(), way).run()
 
     code: int = uvloop.run(main())
     return code

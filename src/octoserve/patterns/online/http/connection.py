@@ -29,10 +29,11 @@ LINGER_SECONDS = 2.0
 SWEEP_SLICE = 500
 
 _REASONS = {
-    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 415: "Unsupported Media Type",
-    417: "Expectation Failed", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
-    500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
+    200: "OK", 202: "Accepted", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
+    405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 411: "Length Required",
+    413: "Content Too Large", 415: "Unsupported Media Type", 417: "Expectation Failed", 429: "Too Many Requests",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented",
+    503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
 
 
@@ -320,7 +321,7 @@ class Connection(asyncio.Protocol):
                 "too_large",
             )
         server.application.route(head)
-        if not head.chunked and len(raw) <= 4096:
+        if not head.chunked and not head.once and len(raw) <= 4096:
             if len(server.heads) >= _MAX_HEADS:
                 server.heads.clear()
             server.heads[raw] = head

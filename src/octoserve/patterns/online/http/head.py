@@ -43,6 +43,7 @@ class Head:
         "http10",
         "keep_alive",
         "method",
+        "once",
         "path",
         "query",
     )
@@ -57,6 +58,8 @@ class Head:
         self.keep_alive = True
         self.http10 = False
         self.expects_continue = False
+        self.once = False
+        """Whether its like is not expected again, so that it is not kept: its path or a header names one request."""
         self.handler: Handler
         self.binding: Any = None
         """What the application worked out from this head, once, when it was routed."""

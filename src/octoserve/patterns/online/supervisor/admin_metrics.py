@@ -21,7 +21,8 @@ async def page(supervisor: Supervisor) -> tuple[bytes, str]:
     """The text and its content type."""
     fleet = supervisor.fleet
     snapshots = await fleet.collect()
-    return render(snapshots, [*families(supervisor), *supervisor.slo.families(snapshots)]), CONTENT_TYPE
+    own = [*families(supervisor), *supervisor.slo.families(snapshots), *supervisor.consumers.families()]
+    return render(snapshots, own), CONTENT_TYPE
 
 
 def fold(past: Sequence[bytes]) -> bytes:

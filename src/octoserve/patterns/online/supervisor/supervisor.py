@@ -33,6 +33,7 @@ from octoserve.core.names import is_loopback
 from octoserve.patterns.online.link.messages import Drain, Hello, Operation, OperationReply, ToSupervisor
 from octoserve.patterns.online.link.unix_socket import frame, listen, messages, peer_of
 from octoserve.patterns.online.settings import Admission, Limits, WorkerConfig
+from octoserve.patterns.online.supervisor.consumers import Consumers, NoConsumers, async_requests
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
 from octoserve.patterns.online.supervisor.fleet import Fleet, FleetTimes
@@ -74,6 +75,7 @@ class Supervisor:
     spare:     such processes, started ahead
     strategies: what makes the course of a rollout, by name
     pairs:     what keeps a shadow's pairs, made for the state directory
+    consumers: what answers asynchronous requests
     on_ready:  called once when the ports are known and the first versions have loaded or failed
     """
 
@@ -88,6 +90,7 @@ class Supervisor:
         strategies: Mapping[str, Strategy] | None = None,
         pairs: Callable[[Path], Pairs] | None = None,
     ) -> None:
+        consumers: Consumers | None = None,
         self.settings = settings
         self._spare = spare
         self._on_ready = on_ready
@@ -131,6 +134,7 @@ class Supervisor:
             self.fleet,
             sections=lambda endpoint: rollout_section(endpoint, settings),
             strategies=strategies or {},
+        self.consumers: Consumers = consumers or NoConsumers()
             preview=self._preview,
             readings=lambda rollout: self.readings(rollout),
             keep=settings.keep_rollouts,
@@ -218,6 +222,7 @@ class Supervisor:
 
     def _write_record(self) -> None:
         settings = self.settings
+            asynchronous=async_requests(settings),
         record = ServiceRecord(
             root=str(self.repository.root),
             host=settings.host,
@@ -266,6 +271,7 @@ class Supervisor:
     def _holder(self) -> tuple[str, str]:
         """Who leads rollouts: this process, or, where others share the store, this replica; and who it was before."""
         if self.settings.rollout_store is None:
+            self._start(self.consumers.run(self._stable), vital=False)
             return f"{socket.gethostname()} pid {os.getpid()}", ""
         return identity(self.settings.state_dir, self.files.name, goes_on=bool(self._living))
 
@@ -284,7 +290,9 @@ class Supervisor:
         log.info("draining: at most %g s", self.settings.grace)
         await self.room.fronts.leave(min(self.settings.grace / 2, FRONT_GRACE))
         await self.rollouts.leave()
-        clean = await self.fleet.stop(self.settings.grace, self._cut_short)
+        clean, _ = await asyncio.gather(
+            self.fleet.stop(self.settings.grace, self._cut_short), self.consumers.leave(self.settings.grace)
+        )
         if not clean:
             self.exit_code = self.exit_code or 1
         for task in list(self._tasks):
@@ -309,6 +317,10 @@ class Supervisor:
         self._stop.set()
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _stable(self) -> dict[str, int]:
+        """Which version of each model is trusted now."""
+        return {plan.endpoint: plan.stable for plan in self.room.current.plans}
+
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self.stop)
@@ -535,7 +547,15 @@ def serve(
     """Run a service until it is told to stop; the exit code. Raises SettingsError."""
 
     async def main() -> int:
-        made = Supervisor(settings, on_ready=on_ready, spare=spare, strategies=strategies, pairs=pairs)
+        made = Supervisor(
+            settings,
+            on_ready=on_ready,
+            spare=spare,
+            strategies=strategies,
+            pairs=pairs,
+            consumers=consumers,
+        )
         return await made.run()
 
     return asyncio.run(main())
+    consumers: Consumers | None = None,

@@ -1,0 +1,67 @@
+"""What a worker does whose messages are whole requests: its loop, from the settings."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+
+from octoserve.connectors.queues.answers import ANSWER
+from octoserve.connectors.queues.protocol import QueueSink, QueueSource
+from octoserve.patterns.message_queue import opening
+from octoserve.patterns.message_queue.answering import RequestModel
+from octoserve.patterns.message_queue.ledger import Ledger
+from octoserve.patterns.message_queue.loop import Limits, Loop, Work
+from octoserve.patterns.message_queue.opening import Kinds
+from octoserve.patterns.message_queue.outcome import Policy
+from octoserve.patterns.message_queue.requests import Requests
+from octoserve.patterns.message_queue.settings import QueueSettings
+from octoserve.patterns.message_queue.statistics import Statistics
+from octoserve.telemetry.metrics import Registry
+
+
+def loop_of_requests(
+    settings: QueueSettings,
+    kinds: Kinds,
+    registry: Registry,
+    executor: Executor,
+    source: QueueSource,
+    sink: QueueSink,
+    ledger: Ledger,
+    owner: str,
+    stop: Callable[[], bool],
+    beat: Callable[[bool], None],
+) -> Loop:
+    """Loads the version. Raises NotFound, BrokenVersion, SettingsError."""
+    model = RequestModel(settings, kinds.runtimes, registry, executor)
+    requests = Requests(model, lambda: _deadline(settings.run_timeout), lambda: _again(settings.run_timeout))
+    answers = opening.answers(kinds, settings)
+    work = Work(
+        scorer=model,
+        decode=requests.decode,
+        outputs=[ANSWER],
+        policy=Policy(settings.max_attempts, settings.retry_delay),
+        score_by=requests.score,
+        give_up=answers.fail if answers is not None else lambda letters: None,
+    )
+    limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)
+    statistics = Statistics(registry, model.name, time.time)
+    loop = Loop(source, sink, ledger, work, limits, statistics, lane=owner, stop=stop, beat=beat)
+    model.tick = loop.keep
+    return loop
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """The process is ended by SIGALRM if this takes longer; `_again` begins it anew."""
+    _again(seconds)
+    try:
+        yield
+    finally:
+        _again(0.0)
+
+
+def _again(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds)
