@@ -218,7 +218,6 @@ class Supervisor:
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
-                slos=settings.slos(),
 
     def _write_record(self) -> None:
         settings = self.settings
