@@ -41,7 +41,14 @@ StateDir = Annotated[
 def run(
     repository: Annotated[Text, typer.Option(envvar="OCTOSERVE_REPOSITORY", help="<model>/<version>/.")] = None,
     model: Annotated[Text, typer.Option(help="Which model scores.")] = None,
-    version: Annotated[Text, typer.Option(help="Which version of it.", show_default="the highest")] = None,
+    version: Annotated[
+        Text, typer.Option(help="Of it: a number, stable or plan (as its rollout says).", show_default="the highest")
+    ] = None,
+    plan: Annotated[
+        Text,
+        typer.Option(help="Whose route plan: an admin API, a state directory, a file.", show_default="the admin API"),
+    ] = None,
+    plan_key: Annotated[Text, typer.Option(help="What it splits by: message:key, header:NAME, or a field.")] = None,
     source: Annotated[
         Text, typer.Option(help="embedded, embedded:NAME, nats://host:port/stream, kafka://host:port/topic.")
     ] = None,
@@ -75,6 +82,7 @@ def run(
     flags = dict(locals())
     for own in ("spec", "repository", "log_format", "as_json"):
         del flags[own]
+    from octoserve.app import spawn_queue_worker
     from octoserve.cli.queue_screen import Screen
     from octoserve.cli.queue_settings import asked
     from octoserve.patterns.message_queue.supervisor import Supervisor
@@ -82,7 +90,6 @@ def run(
 
     section, settings = asked(flags, repository, spec)
     set_up("info", log_format, "queue")
-    from octoserve.app import spawn_queue_worker
     screen = Screen(settings, quiet=as_json)
     supervisor = Supervisor(
         settings,

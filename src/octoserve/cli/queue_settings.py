@@ -10,6 +10,7 @@ from octoserve.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from octoserve.patterns.message_queue.settings import QueueSettings
+    from octoserve.routing.plan import RoutePlan
     from octoserve.spec import QueueSection
 
 
@@ -33,10 +34,12 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
     for name, value in (("model", queue.model), ("source", queue.source), ("sink", queue.sink)):
         if not value:
             raise SettingsError(f"{name}: wanted, none was given; pass --{name}, or write it under queue: in the spec")
+    version, plan = who_answers(queue)
     told = QueueSettings(
         repository=str(checked.repository),
         model=queue.model or "",
-        version=queue.version,
+        version=version,
+        plan=plan,
         source=queue.source or "",
         sink=queue.sink or "",
         payload=queue.payload,
@@ -53,6 +56,27 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
         state_dir=str(queue.state_dir),
     )
     return queue, told
+
+
+def who_answers(section: QueueSection) -> tuple[int | None, RoutePlan | None]:
+    """The version for all messages, None for the highest, or the plan by which each has its own.
+
+    Asks for the plan where one is needed. Blocking. Raises SettingsError, NotFound, Unavailable.
+    """
+    from octoserve.control.plan_source import plan_from, shaping
+    from octoserve.patterns.message_queue.picking import rekeyed
+
+    if not isinstance(section.version, str):
+        if section.plan or section.plan_key:
+            name = "plan" if section.plan else "plan-key"
+            raise SettingsError(f"--{name}: nothing here goes by a route plan; say --version plan, or --version stable")
+        return section.version, None
+    if section.version == "plan" and section.payload == "requests":
+        raise SettingsError("--version plan: an asynchronous request is the trusted version's; say --version stable")
+    plan = plan_from(section.plan, section.model or "")
+    if section.version == "stable":
+        return plan.stable, None
+    return None, rekeyed(shaping(plan), section.plan_key or "", section.payload)
 
 
 def _as_flags(text: str, given: Mapping[str, Any], spec: str | None) -> str:

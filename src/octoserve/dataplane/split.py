@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import xxhash
@@ -70,6 +71,20 @@ class ArmRoute:
         if mirror is not None and self.role in (STABLE, BASELINE):
             for call, took in zip(calls, seconds, strict=True):
                 mirror.offer(call, took)
+
+    def ran(self, calls: Sequence[Call], seconds: float) -> None:
+        """Rows of a table that were one run: one measurement of the latency, however many they are."""
+        self.recent.ok(len(calls))
+        measured = () if self.fresh > 0 else (seconds,)
+        self.fresh -= min(self.fresh, len(calls))
+        self.counts.answered(measured, len(calls))
+        split = self.split
+        if split.segmented:
+            for segment, count in Counter(segment for call in calls for segment in call.segments).items():
+                split.exposure.counts(self.counted_as, segment).answered(measured, count)
+        if split.mirror is not None and self.role in (STABLE, BASELINE):
+            for call in calls:
+                split.mirror.offer(call, seconds)
 
     def turned_away(self, call: Call, reason: str) -> None:
         """Its request was refused at the door. That counts against a candidate that refuses what stable takes."""

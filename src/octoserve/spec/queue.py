@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from octoserve.spec.batch import Words
+from octoserve.spec.batch import Version, Words
 from octoserve.spec.values import Duration, Port, Rows, Section, Size
 
 
@@ -16,8 +16,15 @@ class QueueSection(Section):
 
     model: str | None = None
     """Which model scores."""
-    version: Annotated[int, Field(ge=1)] | None = None
-    """Which version of it; unset: the highest."""
+    version: Version | None = None
+    """Which version of it: a number, `stable` (which the endpoint's route trusts), or `plan` (message by message, as
+    the endpoint's route plan says); unset: the highest."""
+    plan: str | None = None
+    """Where the route plan comes from: the address of an admin API, a service's state directory, or a file; unset:
+    OCTOSERVE_ADMIN_URL, else http://127.0.0.1:8082. It is asked once, when the run begins."""
+    plan_key: str | None = None
+    """What the plan's split goes by instead of its own key: message:key, header:NAME, or column:NAME, a field of the
+    payload, for which NAME will do."""
     source: str | None = Field(default=None, repr=False)
     """Where messages come from: embedded, embedded:NAME, nats://host:port/stream?subject=s&durable=d, or
     kafka://host:port/topic?group=g."""

@@ -340,6 +340,7 @@ class Loop:
         bad = {row for row, _ in refused}
         published = [message.published for row, message in enumerate(results.messages) if row not in bad]
         self._statistics.stored(published, stored.repeated)
+        self._statistics.scored_by(results.versions)
         again = {each.message.position for each in failed if each.fate is Fate.RETRY and not self._is_log}
         done = [message for message in portion if message.position not in again] if again else portion
         self._source.settle(done)

@@ -1,4 +1,4 @@
-"""The version that a queue is scored with, found by its digest and published to a data plane of its own."""
+"""The versions that a queue is scored with, found by their digests and published to a data plane of its own."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import msgspec
 
 from octoserve.core.errors import SettingsError
-from octoserve.core.signature import Signature
+from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.dataplane.table import ScoredTable
-from octoserve.lifecycle import lookup
+from octoserve.lifecycle import loading, lookup
 from octoserve.lifecycle.lease import Handle
 from octoserve.lifecycle.probe import settle_batching
 from octoserve.lifecycle.states import VersionRef
 from octoserve.repository.layout import ModelSettings
 from octoserve.routing.plan import RoutePlan
-from octoserve.runtimes.protocol import Runtime, RuntimeSettings
+from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
 
 _TICK = 1.0
@@ -41,36 +41,83 @@ def find(repository: Path, name: str, number: int | None, runtimes: Mapping[str,
     return Found(ref, found.settings)
 
 
-class Model:
+class Loaded(msgspec.Struct, frozen=True):
+    """A version in memory."""
+
+    handle: Handle
+    settings: ModelSettings
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+        return self.handle.signature
+
+
+def load(found: Found, runtimes: Mapping[str, Runtime]) -> Loaded:
+    """Blocking. Raises BrokenVersion, and SettingsError if its answers are not row by row."""
+    ref = found.ref
+    loaded = loading.load(runtimes, ref.runtime, Path(ref.path), ref.threads, ref.batching)
+    settle_batching(loaded)
+    if not loaded.signature.batchable:
+        takes = ", ".join(map(str, loaded.signature.inputs)) or "nothing"
+        raise SettingsError(
+            f"{ref.model} version {ref.version} takes no rows: its answers are not row by row; it takes {takes}"
+        )
+    return Loaded(Handle(ref, loaded), found.settings)
+
+
+def unlike(outputs: Sequence[TensorSpec], other: Loaded) -> str:
+    """Why a version's results cannot stand beside those of these outputs; "" if they can."""
+    theirs = {spec.name: spec for spec in other.signature.outputs}
+    for spec in outputs:
+        came = theirs.get(spec.name)
+        if came is None or (came.datatype, came.shape) != (spec.datatype, spec.shape):
+            wanted = f"output {spec} is wanted, {came or 'no such output'} came"
+            return f"{other.handle.ref} does not answer as the others: {wanted}; the results are one table"
+    return ""
+
+
+class Models:
     """Tables of rows through the data plane, from a thread that waits."""
 
-    def __init__(self, found: Found, runtimes: Mapping[str, Runtime], registry: Registry, executor: Executor) -> None:
-        """Loads the version. Raises BrokenVersion, and SettingsError if its answers are not row by row."""
-        ref = found.ref
-        loaded = runtimes[ref.runtime].load(Path(ref.path), RuntimeSettings(ref.threads, ref.batching))
-        settle_batching(loaded)
-        if not loaded.signature.batchable:
-            takes = ", ".join(map(str, loaded.signature.inputs)) or "nothing"
-            raise SettingsError(
-                f"{ref.model} version {ref.version} takes no rows: its answers are not row by row; it takes {takes}"
-            )
-        self.name = ref.model
-        self.version = ref.version
-        self.settings = found.settings
-        self.signature: Signature = loaded.signature
+    def __init__(self, name: str, registry: Registry, executor: Executor) -> None:
+        self.name = name
         self.tick: Callable[[], None] = lambda: None
         """Called every second while a run takes its time, on the thread that waits for it."""
         self._loop = asyncio.new_event_loop()
-        self._plane = DataPlane(registry, self._loop, executor)
-        self._plane.publish(Handle(ref, loaded))
-        self._plane.route([RoutePlan.to(ref.model, ref.version, 1)], {}, [(ref.model, ref.version)])
+        self.plane = DataPlane(registry, self._loop, executor)
+        self._loaded: dict[int, Loaded] = {}
+
+    @property
+    def version(self) -> int:
+        """The one that is trusted now."""
+        plan = self.plane.plan(self.name)
+        assert plan is not None, "a plan comes first"
+        return plan.stable
+
+    def publish(self, loaded: Loaded) -> None:
+        """It may be scored with."""
+        self._loaded[loaded.handle.ref.version] = loaded
+        self.plane.publish(loaded.handle)
+
+    def route(self, plan: RoutePlan) -> None:
+        """This plan is in force."""
+        self.plane.route([plan], {}, [(self.name, number) for number in self._loaded])
+
+    def loaded(self, number: int) -> Loaded:
+        """One that was published."""
+        return self._loaded[number]
 
     def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
-        """All rows, or an OctoserveError, or what `tick` raises. keys: by which a split picks their versions."""
-        return self._loop.run_until_complete(self._ticking(columns, keys))
+        """By the trusted version, as `scoring.Scorer`."""
+        return self.run(self.version, columns)
 
-    async def _ticking(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None) -> ScoredTable:
-        run = asyncio.ensure_future(self._plane.infer_table(self.name, columns, keys=keys))
+    def run(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
+        """All rows, or an OctoserveError, or what `tick` raises."""
+        return self._loop.run_until_complete(self._ticking(number, columns))
+
+    async def _ticking(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
+        run = asyncio.ensure_future(self.plane.infer_table(self.name, columns, str(number)))
         while not (await asyncio.wait((run,), timeout=_TICK))[0]:
             self.tick()
         return run.result()
@@ -78,3 +125,16 @@ class Model:
     def close(self) -> None:
         """The last call."""
         self._loop.close()
+
+
+class Bound:
+    """One version of them, as `scoring.Scorer`."""
+
+    def __init__(self, models: Models, version: int) -> None:
+        self.name = models.name
+        self.version = version
+        self._models = models
+
+    def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
+        """See `Scorer.score`."""
+        return self._models.run(self.version, columns)

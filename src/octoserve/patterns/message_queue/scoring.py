@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from octoserve.codecs.json_rows import Decoded
 from octoserve.connectors.queues.protocol import ID_HEADER, Fenced, Message
+from octoserve.core.clock import monotonic
 from octoserve.core.errors import InvalidInput, Unavailable
 from octoserve.core.signature import TensorSpec
 from octoserve.core.tensors import Array, Tensor
@@ -24,8 +25,15 @@ ID_HEADERS = ("message-id", "Nats-Msg-Id")
 class Scorer(Protocol):
     """The way through the data plane."""
 
-    name: str
-    version: int
+    @property
+    def name(self) -> str:
+        """The model's."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Which of it scores."""
+        ...
 
     def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
         """All rows, or an exception."""
@@ -35,6 +43,22 @@ class Scorer(Protocol):
 Decode = Callable[[Sequence[bytes]], Decoded]
 Guard = Callable[[], contextlib.AbstractContextManager[None]]
 """Within it a run of the model has its deadline."""
+
+
+class Run(NamedTuple):
+    """One run that came back. places: of its messages, in the order of its rows; columns: what it was given."""
+
+    places: Sequence[int]
+    columns: Sequence[Tensor]
+    gave: ScoredTable
+    seconds: float
+
+
+OnRun = Callable[[Run], None]
+
+
+def _nobody(run: Run) -> None:
+    """Nobody watches."""
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -62,9 +86,18 @@ def identity(message: Message, own: str | None) -> str:
 
 
 def score(
-    scorer: Scorer, decode: Decode, outputs: Sequence[TensorSpec], messages: Sequence[Message], guard: Guard
+    scorer: Scorer,
+    decode: Decode,
+    outputs: Sequence[TensorSpec],
+    messages: Sequence[Message],
+    guard: Guard,
+    on_run: OnRun = _nobody,
+    block: int | None = None,
 ) -> Scored:
-    """Decode and run. Raises what is no message's fault: MemoryError, Fenced, Unavailable."""
+    """Decode and run, at most `block` rows at once.
+
+    Raises what is no message's fault: MemoryError, Fenced, Unavailable.
+    """
     decoded = decode([message.value for message in messages])
     ids = [identity(message, own) for message, own in zip(messages, decoded.ids, strict=True)]
     failed: dict[int, Exception] = {place: InvalidInput(reason) for place, reason in decoded.unfit.items()}
@@ -72,14 +105,15 @@ def score(
     runs: list[ScoredTable] = []
     for group in decoded.groups:
         keys = [messages[place].key or ids[place].encode() for place in group.rows]
-        for start, stop, ran in _bisected(scorer, group.columns, keys, guard):
-            if isinstance(ran, ScoredTable):
+        for start, stop, ran in _bisected(scorer, group.columns, keys, guard, block or len(keys)):
+            if isinstance(ran, _Ran):
                 good += group.rows[start:stop]
-                runs.append(ran)
+                runs.append(ran.gave)
+                on_run(Run(group.rows[start:stop], ran.columns, ran.gave, ran.seconds))
             else:
                 failed[group.rows[start]] = ran
-    columns = [_joined([ran.outputs[spec.name] for ran in runs]) for spec in outputs]
-    versions = _joined([ran.versions for ran in runs]) if runs else np.empty(0, np.int64)
+    columns = [joined([ran.outputs[spec.name] for ran in runs]) for spec in outputs]
+    versions = joined([ran.versions for ran in runs]) if runs else np.empty(0, np.int64)
     if len(decoded.groups) > 1:  # in the order that they came
         order = np.argsort(good, kind="stable")
         good = [good[at] for at in order]
@@ -87,7 +121,7 @@ def score(
     return Scored(good, columns, versions, ids, failed)
 
 
-def _joined(parts: Sequence[Array]) -> Array:
+def joined(parts: Sequence[Array]) -> Array:
     """All rows; where their shapes differ, an object array of nested lists."""
     if not parts:
         return np.empty(0)
@@ -101,12 +135,18 @@ def _joined(parts: Sequence[Array]) -> Array:
     return ragged
 
 
+class _Ran(NamedTuple):
+    columns: Sequence[Tensor]
+    gave: ScoredTable
+    seconds: float
+
+
 def _bisected(
-    scorer: Scorer, columns: Sequence[Tensor], keys: Sequence[bytes], guard: Guard
-) -> Iterator[tuple[int, int, ScoredTable | Exception]]:
+    scorer: Scorer, columns: Sequence[Tensor], keys: Sequence[bytes], guard: Guard, block: int
+) -> Iterator[tuple[int, int, _Ran | Exception]]:
     """Ranges of rows in order, each with its results, or a single row with why it has none."""
     arrays = [tensor.array() for tensor in columns]
-    waiting = [(0, len(keys))] if keys else []
+    waiting = [(start, min(start + block, len(keys))) for start in range(0, len(keys), max(1, block))][::-1]
     while waiting:
         start, stop = waiting.pop()
         part = columns
@@ -114,7 +154,9 @@ def _bisected(
             part = [Tensor.of(t.name, a[start:stop], t.datatype) for t, a in zip(columns, arrays, strict=True)]
         try:
             with guard():
-                ran = scorer.score(part, keys[start:stop])
+                began = monotonic()
+                gave = scorer.score(part, keys[start:stop])
+                seconds = monotonic() - began
         except (MemoryError, Fenced, Unavailable):
             raise  # no message's fault
         except Exception as error:
@@ -124,4 +166,4 @@ def _bisected(
                 middle = (start + stop) // 2
                 waiting += [(middle, stop), (start, middle)]
         else:
-            yield start, stop, ran
+            yield start, stop, _Ran(part, gave, seconds)

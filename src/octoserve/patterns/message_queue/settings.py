@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from octoserve.routing.plan import RoutePlan
 
 REQUESTS = "requests"
 """The payload of which each message is a whole request."""
@@ -14,7 +15,9 @@ REQUESTS = "requests"
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a queue is worked on. Durations in seconds; see `spec.QueueSection` for what each means.
 
+    inputs: where objects may lie that whole requests refer to; max_input: how large they may be, in bytes
     worker: which of the run's workers this is, from 0
+    plan:   who scores which message, where that is not one version for all
     """
 
     repository: str
@@ -34,7 +37,10 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     until_idle: float | None = None
     redeliver_after: float = 10.0
     state_dir: str = ".octoserve"
+    inputs: tuple[str, ...] = ()
+    max_input: int = 1 << 30
     worker: int = 0
+    plan: RoutePlan | None = None
 
 
 def owner_of(pid: int) -> str:

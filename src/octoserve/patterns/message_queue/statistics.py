@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from octoserve.connectors.queues.protocol import Lag
 from octoserve.core.clock import Clock
 from octoserve.telemetry.metrics import ROWS, SECONDS, Labels, Registry
 
 STORED, REPEATED, RETRIED, DEAD = "stored", "repeated", "retried", "dead"
+SCORED, FAILED = "scored", "failed"
 _LATENCY = (*SECONDS, 60.0, 300.0, 900.0, 3600.0)
 
 
@@ -24,6 +28,12 @@ class Statistics:
             ("model", "outcome"),
         )
         self.outcomes = {word: messages.counter(model, word) for word in (STORED, REPEATED, RETRIED, DEAD)}
+        self._model = model
+        self._versions = registry.counter(
+            "octoserve_queue_version_messages_total",
+            "Messages by the version that ran: scored (and stored, or found to be there), failed.",
+            ("model", "version", "outcome"),
+        )
         self.attempts = registry.counter(
             "octoserve_queue_attempts_total", "Messages that a run was begun for.", ("model",)
         ).counter(model)
@@ -63,6 +73,15 @@ class Statistics:
         self.outcomes[REPEATED].add(repeated)
         self.latency.observe_all([max(0.0, now - at) for at in published])
         self.latency.fold_if_due()
+
+    def scored_by(self, versions: NDArray[np.int64]) -> None:
+        """Who scored the results that are in the sink."""
+        for version, count in zip(*np.unique(versions, return_counts=True), strict=True):
+            self._versions.counter(self._model, str(version), SCORED).add(int(count))
+
+    def failed_by(self, version: int) -> None:
+        """A message on which this version failed."""
+        self._versions.counter(self._model, str(version), FAILED).add()
 
     def _each(self, field: str) -> dict[Labels, float]:
         return {(lag.partition,): float(getattr(lag, field)) for lag in self._lags}

@@ -14,25 +14,22 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 
-from octoserve.codecs.json_rows import JsonRows
-from octoserve.codecs.request_rows import OpenInferenceRows, RawRows
 from octoserve.connectors.queues.protocol import Fenced, QueueSink, QueueSource
 from octoserve.core.errors import NotFound, OctoserveError, SettingsError, Unavailable
 from octoserve.patterns.message_queue import opening
+from octoserve.patterns.message_queue.crew import Crew
 from octoserve.patterns.message_queue.ledger import Ledger
 from octoserve.patterns.message_queue.loop import Limits, Loop, Stopped, Work
-from octoserve.patterns.message_queue.model import Found, Model, find
 from octoserve.patterns.message_queue.opening import Kinds
 from octoserve.patterns.message_queue.outcome import Policy
 from octoserve.patterns.message_queue.promise import promise
-from octoserve.patterns.message_queue.scoring import Decode
-from octoserve.patterns.message_queue.settings import QueueSettings, WorkerConfig, owner_of
+from octoserve.patterns.message_queue.request_work import loop_of_requests
+from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings, WorkerConfig, owner_of
 from octoserve.patterns.message_queue.statistics import Statistics
 from octoserve.telemetry.metrics import Registry
 
@@ -92,21 +89,6 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
-def decoder(model: Model, settings: QueueSettings) -> Decode:
-    """How payloads become the model's inputs. Raises SettingsError."""
-    if settings.payload == "open-inference":
-        return OpenInferenceRows(model.signature).decode
-    if settings.payload == "raw":
-        return RawRows(model.signature).decode
-    features: Mapping[str, tuple[str, ...]] = model.settings.features or {}
-    if settings.columns:
-        if len(model.signature.inputs) != 1:
-            raise SettingsError("columns: for models of one input; this one's are found by their names")
-        features = {"": settings.columns}
-    missing = settings.missing or model.settings.missing or "refuse"
-    return JsonRows(model.signature, features, missing).decode
-
-
 def run_worker(config: WorkerConfig, kinds: Kinds, end: socket.socket) -> int:
     """The whole life of a worker; its exit code."""
     stop = threading.Event()
@@ -135,17 +117,21 @@ def run_worker(config: WorkerConfig, kinds: Kinds, end: socket.socket) -> int:
 
 def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event) -> None:
     settings = msgspec.structs.replace(config.settings, worker=config.index)
-    found: Found = find(Path(settings.repository), settings.model, settings.version, kinds.runtimes)
     registry = Registry()
-    source, sink = opening.source(kinds, settings), opening.sink(kinds, settings)
     with ThreadPoolExecutor(1, "run") as executor:
-        model = Model(found, kinds.runtimes, registry, executor)
+        crew = Crew(settings, kinds.runtimes, registry, executor) if settings.payload != REQUESTS else None
+        source, sink = opening.source(kinds, settings), opening.sink(kinds, settings)
         owner = f"{owner_of(os.getpid())}/{uuid.uuid4().hex[:8]}"
         ledger = opening.ledger(kinds, settings, source.name, owner, config.ends)
-        loop = make_loop(
-            settings, model, source, sink, ledger, registry, owner, stop, lambda now: link.beat(registry, now)
-        )
-        model.tick = loop.keep
+
+        def beat(now: bool) -> None:
+            link.beat(registry, now)
+
+        if crew is None:
+            loop = loop_of_requests(settings, kinds, registry, executor, source, sink, ledger, owner, stop.is_set, beat)
+        else:
+            loop = make_loop(settings, crew, source, sink, ledger, registry, owner, stop, beat)
+            crew.models.tick = loop.keep
         link.tell(Report(promise=str(promise(source.traits, sink.traits))))
         try:
             loop.run()
@@ -156,7 +142,7 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
 
 def make_loop(
     settings: QueueSettings,
-    model: Model,
+    crew: Crew,
     source: QueueSource,
     sink: QueueSink,
     ledger: Ledger,
@@ -166,13 +152,14 @@ def make_loop(
     beat: Callable[[bool], None],
 ) -> Loop:
     """The loop of these settings."""
+    statistics = Statistics(registry, settings.model, time.time)
+    routed = crew.routed(lambda: deadline(settings.run_timeout), statistics.failed_by)
     work = Work(
-        scorer=model,
-        decode=decoder(model, settings),
-        outputs=model.signature.outputs,
+        scorer=crew.models,
+        decode=crew.voice(crew.models.version).decode,
+        outputs=crew.outputs,
         policy=Policy(settings.max_attempts, settings.retry_delay),
-        guard=lambda: deadline(settings.run_timeout),
+        score_by=routed.score,
     )
     limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)
-    statistics = Statistics(registry, model.name, time.time)
     return Loop(source, sink, ledger, work, limits, statistics, lane=owner, stop=stop.is_set, beat=beat)
