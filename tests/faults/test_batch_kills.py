@@ -16,7 +16,7 @@ import pytest
 from octoserve.core.errors import NotFound
 from octoserve.patterns.batch import journal, status
 from octoserve.patterns.batch.manifest import wanted
-from octoserve.patterns.batch.run import Wish, resume
+from octoserve.patterns.batch.run import resume
 from octoserve.patterns.batch.verify import verify
 from octoserve.patterns.batch.workplace import INSIDE, place_of
 from support.batch import (
@@ -24,42 +24,23 @@ from support.batch import (
     BEFORE,
     BORNE,
     HALF,
-    counting,
+    Ground,
     dies,
-    put_model,
     put_table,
     result,
     rows,
     score,
     tools,
     tree,
-    wish,
 )
 from support.scale import FULL, scale
 
 BAD = (7, 120, 121, 777, 1499)
 
 
-class Ground:
-    """A job, and what comes of it if nobody disturbs it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.repository = folder / "models"
-        put_model(self.repository)
-        self.source = put_table(folder / "data", bad=BAD)
-        files = counting()
-        score(self.wish(folder / "undisturbed"), files=files)
-        self.steps = files.steps
-        self.expected = tree(folder / "undisturbed")
-
-    def wish(self, sink: Path) -> Wish:
-        return wish(self.repository, self.source, sink)
-
-
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    return Ground(tmp_path_factory.mktemp("batch"))
+    return Ground(tmp_path_factory.mktemp("batch"), bad=BAD)
 
 
 def test_the_ground_is_what_the_tests_take_it_for(ground: Ground) -> None:

@@ -139,6 +139,23 @@ def counting() -> CountedFiles:
     return CountedFiles(lambda number, name, do, args: do())
 
 
+class Ground:
+    """A job, and what comes of it if nobody disturbs it."""
+
+    def __init__(self, folder: Path, bad: tuple[int, ...] = ()) -> None:
+        self.folder = folder
+        self.repository = folder / "models"
+        put_model(self.repository)
+        self.source = put_table(folder / "data", bad=bad)
+        files = counting()
+        score(self.wish(folder / "undisturbed"), files=files)
+        self.steps = files.steps
+        self.expected = tree(folder / "undisturbed")
+
+    def wish(self, sink: Path) -> Wish:
+        return wish(self.repository, self.source, sink)
+
+
 def deadly(step: int, when: str) -> CountedFiles:
     """This process is gone at that step: before it, after it, or with half of a write done."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from octoserve.connectors.files import LocalFiles
 from octoserve.patterns.batch.journal import (
     Began,
     DamagedJournal,
+    Ended,
     Finished,
     Journal,
     Line,
@@ -63,6 +66,20 @@ def test_lines_of_a_run_that_was_taken_over_count_for_nothing() -> None:
     assert [run.token for run in state.runs] == [1, 2]
 
 
+def test_why_the_last_run_ended_is_what_it_says_itself() -> None:
+    def ended(token: int) -> Ended:
+        return Ended(token=token, reason="disk", text=str(token), at=3.0)
+
+    def said(*written: Line) -> str:
+        found = state_of(list(written)).ended
+        return "" if found is None else found.text
+
+    assert said(began(1), ended(1)) == "1"
+    assert said(began(1), ended(1), began(2)) == "", "of a run that goes on, or was killed"
+    assert said(began(1), began(2), ended(1)) == "", "of one that was taken over"
+    assert said(began(1), ended(1), ended(2)) == "2", "of one that had no room to say that it began"
+
+
 def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_bytes(encode(began(1)) + encode(finished(0)) + encode(finished(1))[:17])
@@ -73,3 +90,46 @@ def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     log.close()
     assert sorted(read(path).finished) == [0, 5]
     assert read(tmp_path / "none").runs == ()
+
+
+class FullOnce(LocalFiles):
+    """A disk that is full in the middle of one write, and has room again behind it."""
+
+    def __init__(self, may_cut: bool) -> None:
+        self.full = False
+        self.may_cut = may_cut
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        if self.full:
+            self.full = False
+            os.write(descriptor, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(descriptor, data)
+
+    def truncate(self, path: Path, size: int) -> None:
+        if not self.may_cut:
+            raise OSError(errno.EIO, "Input/output error")
+        super().truncate(path, size)
+
+
+@pytest.mark.parametrize("may_cut", [True, False])
+def test_a_line_that_the_disk_had_no_room_for_spoils_none_after_it(tmp_path: Path, may_cut: bool) -> None:
+    """Other lanes go on for a moment, and the run says why it ended: their lines come behind the torn one."""
+    files = FullOnce(may_cut)
+    log = Journal(files, tmp_path / "journal.jsonl")
+    log.append(began(1))
+    log.append(finished(0))
+    files.full = True
+    with pytest.raises(OSError, match="No space"):
+        log.append(finished(1))
+    for line in (finished(2), Ended(token=1, reason="disk", text="full", at=3.0)):
+        if may_cut:
+            log.append(line)
+        else:
+            with pytest.raises(OSError, match="torn"):
+                log.append(line)
+    log.close()
+    state = read(tmp_path / "journal.jsonl")
+    assert sorted(state.finished) == ([0, 2] if may_cut else [0])
+    assert (state.ended is not None) == may_cut
+    assert sorted(Journal(LocalFiles(), tmp_path / "journal.jsonl").state.finished) == sorted(state.finished)

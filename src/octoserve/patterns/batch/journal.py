@@ -6,6 +6,7 @@ holds the lease cuts it off, others read past it. A torn line that is not the la
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from pathlib import Path
@@ -118,9 +119,9 @@ def state_of(lines: list[Line]) -> State:
         if isinstance(line, Began):
             runs.append(line)
             token, ended = max(token, line.token), None
-        elif line.token == token and isinstance(line, Ended):
-            ended = line
-        elif line.token == token and isinstance(line, Finished):
+        elif isinstance(line, Ended):
+            ended = line if line.token >= token else ended  # above it: a run that could not even say that it began
+        elif line.token == token:
             finished[line.split] = line
     return State(finished, tuple(runs), ended)
 
@@ -134,24 +135,45 @@ def read(path: Path) -> State:
 
 
 class Journal:
-    """The journal of who holds the lease."""
+    """The journal of who holds the lease.
+
+    A line that could not be written (a full disk) is taken back, for nothing may follow a torn one; where not even that
+    is possible, nothing more is written until a next run has cut it off.
+    """
 
     def __init__(self, files: LocalFiles, path: Path) -> None:
         """Cuts a torn end off. Raises DamagedJournal, OSError."""
         self._files = files
+        self._path = path
+        self._torn = False
         data = path.read_bytes() if path.exists() else b""
         lines, size = parse(data)
         if size < len(data):
             files.truncate(path, size)
+        self._size = size
         self.state = state_of(lines)
         self._descriptor = files.open_to_append(path)
         files.fsync(self._descriptor)
         files.fsync_folder(path.parent)
 
     def append(self, line: Line) -> None:
-        """Returns when the line is on the disk."""
-        self._files.write(self._descriptor, encode(line))
-        self._files.fsync(self._descriptor)
+        """Returns when the line is on the disk. Raises OSError: it is not, and never will be."""
+        if self._torn:
+            raise OSError(errno.EIO, "an earlier line is torn", str(self._path))
+        data = encode(line)
+        try:
+            self._files.write(self._descriptor, data)
+            self._files.fsync(self._descriptor)
+        except OSError:
+            self._take_back()
+            raise
+        self._size += len(data)
+
+    def _take_back(self) -> None:
+        try:
+            self._files.truncate(self._path, self._size)
+        except OSError:
+            self._torn = True
 
     def close(self) -> None:
         """Let go of the file."""

@@ -97,7 +97,7 @@ def _why(state: journal.State) -> str:
     if state.ended is not None:
         return state.ended.text
     if not state.runs:
-        return "killed before its first row"
+        return "it ended before its first row, and could not say why"
     last = state.runs[-1]
     at = max([last.at, *(line.at for line in state.finished.values() if line.token == last.token)])
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
