@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pyarrow as pa
@@ -251,17 +253,25 @@ def test_the_command_line_over_postgresql(repository: Path, url: str, connection
     """Commas in a query are its own; nothing shows the password."""
     connection.execute("update t set a = %s where id = 900", (2 * LIMIT,))
 
-    def command(*words: str) -> str:
+    def command(*words: str, code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "octoserve", "batch", *words], capture_output=True, text=True, cwd=tmp_path
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
         assert postgres.PASSWORD not in done.stdout + done.stderr
-        return done.stdout
+        assert quote(postgres.PASSWORD, safe="") not in done.stdout + done.stderr
+        return done.stderr if code else done.stdout
 
     flags = ["--repository", str(repository), "--model", "flawed", "--columns", "a,b", "--keys", "id"]
     source = f"{url}?query=select id, a, b from t where id in (1, 2, 900)&split_by=id"
-    said = command("run", *flags, "--source", source, "--sink", f"{url}?table=out", "--error-budget", "1")
+    job = ["run", *flags, "--source", source, "--sink", f"{url}?table=out"]
+    said = command(*job, "--error-budget", "0", code=3)
+    (go_on,) = [line for line in said.splitlines() if line.startswith("go on with: ")]
+    resume_it = shlex.split(go_on)  # as a shell takes it, for which ? and & are its own
+    assert resume_it[3:-1] == ["octoserve", "batch", "resume"]
+    assert resume_it[-1].endswith("?table=out")
+    assert "is not the job" in command(*job, "--prefix", "p_", code=2)
+    said = command(*job, "--error-budget", "1")
     assert "committed 2 rows to postgresql://octoserve@" in said
     assert "1 bad rows in table public.out_bad" in said
     assert "committed" in command("list")

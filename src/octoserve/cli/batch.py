@@ -135,10 +135,11 @@ def status(sink: Sink, as_json: Json = False) -> None:
 def verify(sink: Sink, as_json: Json = False) -> None:
     """Read every file of a committed sink and compare it with the manifest. Exit code 1 if one differs."""
     from octoserve.cli.batch_screen import print_differences
+    from octoserve.patterns.batch.places import shown
     from octoserve.patterns.batch.verify import verify as look
 
     found = look(sink)
-    whole = found.manifest
+    sink, whole = shown(sink), found.manifest
     if as_json:
         rows = [{field: getattr(d, field) for field in d.__struct_fields__} for d in found.differences]
         print(json.dumps({"run": whole.run, "rows": whole.rows, "differences": rows}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from octoserve.patterns.batch import register, status
 from octoserve.patterns.batch.job import Difference, Job
 from octoserve.patterns.batch.matching import Matched
 from octoserve.patterns.batch.outcome import Outcome
-from octoserve.patterns.batch.places import sink_of
+from octoserve.patterns.batch.places import shown, sink_of
 from octoserve.patterns.batch.progress import Progress
 from octoserve.patterns.batch.showing import Shown, duration
 
@@ -70,7 +71,7 @@ class Screen:
 
     def way_on(self) -> str:
         """What to type after a failure."""
-        return f"go on with: octoserve batch resume {self._asked.sink}" if self._begun else "nothing was begun"
+        return f"go on with: {resume_command(shown(self._asked.sink))}" if self._begun else "nothing was begun"
 
     def end(self, outcome: Outcome) -> None:
         """It is committed."""
@@ -142,7 +143,12 @@ def print_status(found: status.Status) -> None:
         if found.changed:
             more = f" and {len(found.changed) - 1} others" if len(found.changed) > 1 else ""
             print(f"  changed  {found.changed[0]}{more}: a resume will be refused until the source is as it was")
-        print(f"  go on    octoserve batch resume {found.sink}")
+        print(f"  go on    {resume_command(found.sink)}")
+
+
+def resume_command(sink: str) -> str:
+    """What to type, as a shell takes it."""
+    return f"octoserve batch resume {shlex.quote(sink)}"
 
 
 def print_report(report: Report, html: Path | None, as_json: bool) -> None:

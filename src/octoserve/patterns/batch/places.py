@@ -7,7 +7,7 @@ from octoserve.connectors.files import LocalFiles
 from octoserve.connectors.iceberg import PREFIX as ICEBERG
 from octoserve.connectors.iceberg import IcebergSink
 from octoserve.connectors.objects import bucket
-from octoserve.connectors.postgres import SCHEMES
+from octoserve.connectors.postgres import SCHEMES, address
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.batch import databases
 from octoserve.patterns.batch.lake_sink import LakeSink
@@ -31,3 +31,11 @@ def sink_of(sink: str, files: LocalFiles | None = None, buckets: Buckets = bucke
     if sink.startswith(SCHEMES):
         return PostgresSink(sink, databases.of("sink"))
     raise SettingsError(f"sink: a folder, an s3:// or postgresql:// URL, delta: or iceberg: wanted, {sink!r} came")
+
+
+def shown(sink: str) -> str:
+    """The sink as it was written, without secrets."""
+    if not sink.startswith(SCHEMES):
+        return sink
+    said = address(sink)
+    return said.url(said.parameters) if said.parameters else said.shown

@@ -37,7 +37,7 @@ from octoserve.patterns.batch.object_sink import Buckets
 from octoserve.patterns.batch.opening import asked_of, crew_of, fit
 from octoserve.patterns.batch.outcome import Outcome
 from octoserve.patterns.batch.outputs import layout
-from octoserve.patterns.batch.places import sink_of
+from octoserve.patterns.batch.places import shown, sink_of
 from octoserve.patterns.batch.progress import Progress
 from octoserve.patterns.batch.sinks import Sink, Work
 from octoserve.patterns.batch.table import Table
@@ -195,7 +195,7 @@ def open_job(wish: Wish, planned: Job | None, workers: int, tools: Tools, source
 def _refuse_other(planned: Job | None, job: Job, sink: str) -> None:
     found = differences(planned, job) if planned is not None else []
     if found:
-        raise Differs(f"this is not the job that {sink} was begun with", found)
+        raise Differs(f"this is not the job that {shown(sink)} was begun with", found)
 
 
 def _software(libraries: Mapping[str, str]) -> dict[str, str]:
