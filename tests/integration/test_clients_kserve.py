@@ -76,6 +76,27 @@ def test_infer_in_text(examples: Served, infer: Call, model: str) -> None:
     same(infer(model, tensors(inputs), binary=False), rest_binary(examples, model, inputs))
 
 
+def test_v1(examples: Served, elsewhere: Call) -> None:
+    inputs = INPUTS["fraud"](3, np.random.default_rng(4))
+    answer = elsewhere(
+        kserve_calls.v1_infer, f"http://{examples.http}", "fraud", {"instances": inputs[0].array.tolist()}
+    )
+    assert not isinstance(answer, Failed), answer
+    expected = rest_binary(examples, "fraud", inputs)
+    for name, got in expected.items():
+        array = np.array([row[name] for row in answer["predictions"]], DTYPES[got.datatype])
+        assert (array.shape, array.tobytes()) == (got.shape, got.raw)
+
+
+def test_v1_health_and_errors(examples: Served, elsewhere: Call) -> None:
+    url = f"http://{examples.http}"
+    assert elsewhere(kserve_calls.v1_health, url, "fraud") == (True, True)
+    missing = elsewhere(kserve_calls.v1_health, url, "nothing")
+    assert (missing.status, "model 'nothing' does not exist" in missing.text) == (404, True)
+    bad = elsewhere(kserve_calls.v1_infer, url, "versioned", {"instances": [[1, 2, 3]]})
+    assert (bad.status, "[-1, 2] wanted, [1, 3] came" in bad.text) == (400, True)
+
+
 def test_id_comes_back(infer: Call) -> None:
     answer = infer("versioned", [("x", "FP32", np.zeros((1, 2), "<f4"))], request_id="mine")
     assert answer["id"] == "mine"

@@ -85,6 +85,30 @@ def rest_infer(
     return _run(work)
 
 
+def v1_infer(url: str, model: str, data: dict[str, Any]) -> Any:
+    """InferenceRESTClient.infer over V1: the answer's object, or Failed."""
+
+    async def work() -> Any:
+        from kserve import InferenceRESTClient
+
+        async with InferenceRESTClient() as client:  # V1 is its default
+            return await client.infer(url, data, model_name=model)
+
+    return _run(work)
+
+
+def v1_health(url: str, model: str) -> Any:
+    """(live, model ready) over V1, or Failed."""
+
+    async def work() -> Any:
+        from kserve import InferenceRESTClient
+
+        async with InferenceRESTClient() as client:
+            return await client.is_server_live(url), await client.is_model_ready(url, model)
+
+    return _run(work)
+
+
 def rest_health(url: str, model: str) -> Any:
     """(live, ready, model ready), or Failed."""
 

@@ -52,10 +52,10 @@ def decode_predict(body: bytes, reader: ValueReader) -> tuple[list[Tensor], str]
     if len(frame.instances):
         if len(frame.inputs):
             raise InvalidInput('either "instances" or "inputs" is wanted, both came')
-        return reader.rows(frame.instances, "instances"), ROWS
+        return reader.rows(memoryview(frame.instances), "instances"), ROWS
     if not len(frame.inputs):
         raise InvalidInput('an object with "instances" (rows) or "inputs" (columns) is wanted, it has neither')
-    return reader.columns(frame.inputs, "inputs"), COLUMNS
+    return reader.columns(memoryview(frame.inputs), "inputs"), COLUMNS
 
 
 def encode_predict(result: Result, form: str) -> bytes:

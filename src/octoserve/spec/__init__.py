@@ -58,9 +58,17 @@ SECRETS = ("admin_token", "rollout_store")
 SECTIONS = ("models", "slo", "rollout", "batch", "queue", "asynchronous")
 """Fields that have no one-line form: neither flags nor variables."""
 
+Door = Literal["v1", "predict"]
+"""v1: KServe V1 and TensorFlow Serving; predict: plain JSON rows."""
+
 
 def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _doors(value: Any) -> Any:
+    doors = _split(value)
+    return [door for door in doors if door != "v2"] if isinstance(doors, list) else doors
 
 
 def _batching(value: Any) -> Any:
@@ -161,6 +169,10 @@ class ServeSettings(Section):
     """For requests that bring no deadline; unset: what the SLO makes it, else as long as their connection lives."""
     max_batch_bytes: Size = 16 << 20
     """Bytes of inputs that one run may merge."""
+    doors: Annotated[list[Door], BeforeValidator(_doors)] = Field(default_factory=lambda: list(get_args(Door)))
+    """Protocols on the HTTP port beside the Open Inference Protocol: v1, predict; unset: all of them, v2: none."""
+    default_model: str | None = None
+    """The model of paths that name none, /predict and /invocations; unset: the only model there is."""
     repository_api: bool | None = None
     """Whether clients may load and unload models through the data doors; unset: only if `host` is loopback."""
 

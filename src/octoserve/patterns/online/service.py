@@ -89,10 +89,13 @@ class ModelStatistics(msgspec.Struct):
 class Service:
     """One worker's answers. `operations` is the way to its supervisor."""
 
-    def __init__(self, dataplane: DataPlane, operations: Operations, repository_api: bool = True) -> None:
+    def __init__(
+        self, dataplane: DataPlane, operations: Operations, repository_api: bool = True, default_model: str = ""
+    ) -> None:
         self.dataplane = dataplane
         self._operations = operations
         self._repository_api = repository_api
+        self._default_model = default_model
         self.catalog: Sequence[CatalogEntry] = ()
         self.draining = False
         self.routed: Callable[[], bool] = lambda: False
@@ -109,6 +112,22 @@ class Service:
         except Unavailable:
             return False
         return True
+
+    def models(self) -> list[str]:
+        """Every model of the repository, by name."""
+        return sorted({model for model, _ in self.dataplane.known})
+
+    def default_model(self) -> str:
+        """The model of a path that names none. Raises NotFound where there is no telling."""
+        if self._default_model:
+            return self._default_model
+        models = self.models()
+        if len(models) != 1:
+            raise NotFound(
+                f"this path names no model, and {len(models)} are served ({', '.join(models[:10])}); "
+                "name one in the path, or set default_model"
+            )
+        return models[0]
 
     def model_metadata(self, model: str, version: str = "") -> ModelMetadata:
         """Names, datatypes and shapes of the version that would answer."""

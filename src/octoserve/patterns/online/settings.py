@@ -57,6 +57,10 @@ class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):
 DOORS = ("v1", "predict")
 
 
+DOORS = ("v1", "predict")
+"""The HTTP doors beside the Open Inference Protocol's, all of them."""
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Written as JSON to a worker's standard input."""
 
@@ -72,6 +76,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Folder where pairs of a shadow are left; "" keeps none."""
     repository_api: bool = True
     """Whether clients may load and unload models through the data doors."""
+    doors: tuple[str, ...] = DOORS
+    default_model: str = ""
+    """Of doors whose paths name none; "": the only model."""
     log_level: str = "info"
     asynchronous: AsyncRequests | None = None
     log_format: str = "text"

@@ -120,14 +120,14 @@ class Worker:
             on_collect=self._snapshot,
             on_observe=self.dataplane.splits.seen,
         )
-        self._service = Service(self.dataplane, self._link, config.repository_api)
+        self._service = Service(self.dataplane, self._link, config.repository_api, config.default_model)
         self._service.routed = self._ready
         self._doors(registry)
 
     def _doors(self, registry: Registry) -> None:
         limits = self._config.limits
         cuts = registry.counter("octoserve_cut_total", "Connections and requests that were cut.", ("door", "reason"))
-        http = HttpDoor(self._service, limits, cuts, self._async_door(registry))
+        http = HttpDoor(self._service, limits, cuts, self._async_door(registry), self._config.doors)
         self._http = Http1Server(http, limits, monotonic)
         door, health = GrpcDoor(self._service), Health(self._service)
         self._grpc = GrpcServer(

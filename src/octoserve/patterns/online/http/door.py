@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, Protocol
 from urllib.parse import unquote
 
 import msgspec
 
 from octoserve.codecs.open_inference_json import Request, decode_request, encode_response, raw_request
-from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError, Overloaded
+from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError
 from octoserve.dataplane.call import NEVER, Call
-from octoserve.patterns.online.errors import status_of
 from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
 from octoserve.patterns.online.http.coding import decompress as decompress
 from octoserve.patterns.online.http.connection import Connection
+from octoserve.patterns.online.http.families import Families
 from octoserve.patterns.online.http.head import Handler, Head
 from octoserve.patterns.online.http.infer_head import InferHead as InferHead
+from octoserve.patterns.online.http.routes import Answer, Route, get, method, respond_to
 from octoserve.patterns.online.service import ServerMetadata, Service
-from octoserve.patterns.online.settings import Limits
+from octoserve.patterns.online.settings import DOORS, Limits
 from octoserve.telemetry.metrics import Metric
 
 log = logging.getLogger(__name__)
@@ -84,12 +85,6 @@ class HttpCall(Call):
         connection.respond(200, body, headers)
 
 
-def respond_to(connection: Connection, error: OctoserveError) -> None:
-    """Answer an error; shed load says when to come back."""
-    retry = f"retry-after: {error.retry_after}" if isinstance(error, Overloaded) else ""
-    connection.respond_error(status_of(error), str(error), retry)
-
-
 class Routes(Protocol):
     """What else the port offers below a model."""
 
@@ -101,13 +96,22 @@ class Routes(Protocol):
 class HttpDoor:
     """Routes of one worker's HTTP port: the `Application` of its `Http1Server`."""
 
-    def __init__(self, service: Service, limits: Limits, cuts: Metric, asynchronous: Routes | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        limits: Limits,
+        cuts: Metric,
+        asynchronous: Routes | None = None,
+        doors: Collection[str] = DOORS,
+    ) -> None:
+        """doors: beside V2; see `ServeSettings.doors`"""
         self._service = service
         self._dataplane = service.dataplane
         self._cuts = cuts
         self._asynchronous = asynchronous
         self._tasks: set[asyncio.Task[None]] = set()
         self._inflater = Inflater(limits.max_body)
+        self._families = Families(service, self._inflater, doors)
 
     # --- the Application that a connection asks for ------------------------------------------------------------
 
@@ -128,62 +132,51 @@ class HttpDoor:
 
     # --- routes -----------------------------------------------------------------------------------------
 
-    def _find(self, head: Head) -> tuple[Callable[[Connection, Head, bytes], None], Any]:
+    def _find(self, head: Head) -> Route:
         parts = [unquote(part) for part in head.path.strip("/").split("/")]
         if parts[0] != "v2":
-            raise NotFound(f"no such path: {head.path}; the Open Inference Protocol starts at /v2")
+            return self._families.find(head, parts)
         match parts[1:]:
             case []:
-                return self._get(head, lambda _: _encode(ServerMetadata()))
+                return get(head, lambda _: _encode(ServerMetadata()))
             case ["health", "live"]:
-                return self._get(head, lambda _: b'{"live":true}')
+                return get(head, lambda _: b'{"live":true}')
             case ["health", "ready"]:
-                return self._method(head, "GET"), self._ready
+                return method(head, "GET"), self._ready
             case ["repository", "index"]:
-                return self._method(head, "POST", "GET"), self._index
+                return method(head, "POST", "GET"), self._index
             case ["repository", "models", model, ("load" | "unload") as action]:
-                return self._method(head, "POST"), self._operation(action, model)
+                return method(head, "POST"), self._operation(action, model)
             case ["models", "stats"]:
-                return self._get(head, lambda _: self._statistics("", ""))
+                return get(head, lambda _: self._statistics("", ""))
             case ["models", model, *rest]:
                 return self._model(head, model, rest)
         raise NotFound(f"no such path: {head.path}")
 
-    def _model(self, head: Head, model: str, rest: list[str]) -> tuple[Callable[[Connection, Head, bytes], None], Any]:
+    def _model(self, head: Head, model: str, rest: list[str]) -> Route:
         version = ""
         if len(rest) >= 2 and rest[0] == "versions":
             version, rest = rest[1], rest[2:]
         match rest:
             case ["infer"]:
                 if head.method != "POST":
-                    return self._method(head, "POST"), None
+                    return method(head, "POST"), None
                 infer = InferHead(model, version, head)
                 infer.plain = self._infer
                 return self._infer_compressed if infer.encoding else self._infer, infer
             case []:
-                return self._get(head, lambda _: _encode(self._service.model_metadata(model, version)))
+                return get(head, lambda _: _encode(self._service.model_metadata(model, version)))
             case ["ready"]:
-                return self._method(head, "GET"), lambda c, _: self._model_ready(c, model, version)
+                return method(head, "GET"), lambda c, _: self._model_ready(c, model, version)
             case ["stats"]:
-                return self._get(head, lambda _: self._statistics(model, version))
+                return get(head, lambda _: self._statistics(model, version))
             case ["config"]:
-                return self._get(head, lambda _: _encode(self._service.config(model, version)))
+                return get(head, lambda _: _encode(self._service.config(model, version)))
             case ["infer-async", *more] if not version:
                 if self._asynchronous is None:
                     raise NotFound("asynchronous requests are off; `async: {models: [NAME]}` in the spec lets them in")
                 return self._asynchronous.find(head, model, more)
         raise NotFound(f"no such path: {head.path}")
-
-    def _method(self, head: Head, *allowed: str) -> Callable[[Connection, Head, bytes], None]:
-        asked = "GET" if head.method == "HEAD" else head.method  # load balancers probe with HEAD
-        if asked not in allowed:
-            return lambda c, h, _: c.respond_error(
-                405, f"{h.method} is not offered here", f"allow: {', '.join(allowed)}"
-            )
-        return _answer
-
-    def _get(self, head: Head, body: Callable[[bytes], bytes]) -> tuple[Callable[[Connection, Head, bytes], None], Any]:
-        return self._method(head, "GET"), lambda connection, came: connection.respond(200, body(came))
 
     def _refuse(self, connection: Connection, head: Head, _: bytes) -> None:
         """The head alone is wrong."""
@@ -249,7 +242,7 @@ class HttpDoor:
             )
         )
 
-    def _operation(self, action: str, model: str) -> Callable[[Connection, bytes], None]:
+    def _operation(self, action: str, model: str) -> Answer:
         def handle(connection: Connection, body: bytes) -> None:
             parameters = _json_object(body).get("parameters")
             if parameters is not None and not isinstance(parameters, dict):
@@ -273,14 +266,6 @@ class HttpDoor:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _answer(connection: Connection, head: Head, body: bytes) -> None:
-    """Run a route's answer; `binding` is the route."""
-    try:
-        head.binding(connection, body)
-    except OctoserveError as error:
-        respond_to(connection, error)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -215,6 +215,8 @@ class Supervisor:
             ),
             spool=str((settings.state_dir / "shadow" / "spool").resolve()),
             repository_api=settings.clients_may_load(),
+            doors=tuple(settings.doors),
+            default_model=settings.default_model or "",
             log_level=settings.log_level,
             log_format=settings.log_format,
         )

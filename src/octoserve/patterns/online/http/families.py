@@ -1,0 +1,66 @@
+"""The doors beside V2, by the first segment of their paths. Each is imported when a request first asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from octoserve.core.errors import NotFound
+from octoserve.patterns.online.http.coding import Inflater
+from octoserve.patterns.online.http.head import Head
+from octoserve.patterns.online.http.routes import Family, Route
+from octoserve.patterns.online.service import Service
+
+if TYPE_CHECKING:
+    from octoserve.patterns.online.http.body_door import BodyDoor
+
+
+class Families:
+    """The other doors of one worker, those of `doors` among them; see `ServeSettings.doors`."""
+
+    def __init__(self, service: Service, inflater: Inflater, doors: Collection[str]) -> None:
+        self._service = service
+        self._inflater = inflater
+        self._doors = frozenset(doors)
+        self._bodies: BodyDoor | None = None
+        self._opened: dict[str, Family] = {}
+
+    def find(self, head: Head, parts: list[str]) -> Route:
+        """The route of a path that is not V2's. Raises NotFound."""
+        found = _FIRST.get(parts[0])
+        if found is None:
+            raise NotFound(f"no such path: {head.path}; the Open Inference Protocol starts at /v2")
+        door, opening = found
+        if door not in self._doors:
+            raise NotFound(f"no such path: {head.path}; its door, {door}, is switched off (`doors` in the spec)")
+        family = self._opened.get(door)
+        if family is None:
+            family = self._opened[door] = opening(self._body_door())
+        return family.find(head, parts)
+
+    def _body_door(self) -> BodyDoor:
+        if self._bodies is None:
+            from octoserve.patterns.online.http.body_door import BodyDoor
+
+            self._bodies = BodyDoor(self._service, self._inflater)
+        return self._bodies
+
+
+def _v1(bodies: BodyDoor) -> Family:
+    from octoserve.patterns.online.http.v1_door import V1Door
+
+    return V1Door(bodies)
+
+
+def _predict(bodies: BodyDoor) -> Family:
+    from octoserve.patterns.online.http.predict_door import PredictDoor
+
+    return PredictDoor(bodies)
+
+
+_FIRST: dict[str, tuple[str, Callable[[BodyDoor], Family]]] = {
+    "": ("v1", _v1),
+    "v1": ("v1", _v1),
+    "predict": ("predict", _predict),
+    "models": ("predict", _predict),
+}

@@ -1,0 +1,49 @@
+"""What the doors' routes are made of: a handler and what it is bound to, worked out once for each distinct head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from octoserve.core.errors import OctoserveError, Overloaded
+from octoserve.patterns.online.errors import status_of
+from octoserve.patterns.online.http.connection import Connection
+from octoserve.patterns.online.http.head import Handler, Head
+
+Answer = Callable[[Connection, bytes], None]
+Route = tuple[Handler, Any]
+
+
+class Family(Protocol):
+    """Routes of one protocol, or of a few that share paths."""
+
+    def find(self, head: Head, parts: list[str]) -> Route:
+        """The route of a path, whose decoded `parts` are given. Raises NotFound."""
+        ...
+
+
+def respond_to(connection: Connection, error: OctoserveError) -> None:
+    """Answer an error; shed load says when to come back."""
+    retry = f"retry-after: {error.retry_after}" if isinstance(error, Overloaded) else ""
+    connection.respond_error(status_of(error), str(error), retry)
+
+
+def method(head: Head, *allowed: str) -> Handler:
+    """What runs the route's `Answer`, or says that the method is not one of these."""
+    asked = "GET" if head.method == "HEAD" else head.method  # load balancers probe with HEAD
+    if asked not in allowed:
+        return lambda c, h, _: c.respond_error(405, f"{h.method} is not offered here", f"allow: {', '.join(allowed)}")
+    return _answer
+
+
+def get(head: Head, body: Callable[[bytes], bytes]) -> Route:
+    """GET of a JSON document."""
+    return method(head, "GET"), lambda connection, came: connection.respond(200, body(came))
+
+
+def _answer(connection: Connection, head: Head, body: bytes) -> None:
+    """Run a route's answer; `binding` is the route."""
+    try:
+        head.binding(connection, body)
+    except OctoserveError as error:
+        respond_to(connection, error)
