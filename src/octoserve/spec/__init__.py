@@ -122,6 +122,8 @@ class ServeSettings(Section):
     """What `octoserve batch run` scores; `serve` does not look at it. See docs/batch.md."""
     queue: QueueSection = QueueSection()
     """What `octoserve queue run` consumes; `serve` does not look at it. See docs/message-queue.md."""
+    asynchronous: AsyncSection = Field(default=AsyncSection(), alias="async")
+    """Models whose answers may be fetched later, and where those are kept. See docs/async.md."""
 
     host: str = "127.0.0.1"
     """Address of the HTTP and gRPC doors; 0.0.0.0 lets other machines in, which a container needs."""
@@ -130,8 +132,6 @@ class ServeSettings(Section):
     grpc_port: Port = 8081
     """Port of the gRPC door; 0 picks a free one."""
     admin_host: str = "127.0.0.1"
-    asynchronous: AsyncSection = Field(default=AsyncSection(), alias="async")
-    """Models whose answers may be fetched later, and where those are kept. See docs/async.md."""
     """Address of the admin API; beyond loopback only with a token."""
     admin_port: Port = 8082
     """Port of the admin API and of /metrics; 0 picks a free one."""
@@ -235,6 +235,9 @@ def load(
             values[key], source[key] = environ[variable], variable
         if flags.get(key) is not None and flags[key] != []:
             values[key], source[key] = flags[key], "--" + key.replace("_", "-")
+    given = flags.get("async_models") or _split(environ.get(f"{PREFIX}ASYNC") or [])
+    if given and isinstance(values.get("async", {}), dict):
+        values["async"] = {**values.get("async", {}), "models": given}
     return check(values, source, str(path) if path else "")
 
 
@@ -247,9 +250,6 @@ def check(values: Mapping[str, Any], source: Mapping[str, str], path: str = "") 
         )
     try:
         return ServeSettings.model_validate(dict(values))
-    given = flags.get("async_models") or _split(environ.get(f"{PREFIX}ASYNC") or [])
-    if given and isinstance(values.get("async", {}), dict):
-        values["async"] = {**values.get("async", {}), "models": given}
     except ValidationError as error:
         lines = [_explain(detail, source, path) for detail in error.errors()]
         raise SettingsError("\n".join(lines)) from None
@@ -334,11 +334,15 @@ def _near(location: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(fields)}"
 
 
+_NAMES = {"async": "asynchronous"}
+"""Keys that Python takes no field by."""
+
+
 def _section_at(path: list[str]) -> type[BaseModel]:
     """The section that a path through the settings leads to; mappings' names and lists' places are passed over."""
     section: type[BaseModel] = ServeSettings
     for part in path:
-        field = section.model_fields.get(part)
+        field = section.model_fields.get(_NAMES.get(part, part))
         inner = _sections_in(field.annotation) if field is not None else []
         section = inner[0] if inner else section
     return section
@@ -346,9 +350,5 @@ def _section_at(path: list[str]) -> type[BaseModel]:
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-_NAMES = {"async": "asynchronous"}
-"""Keys that Python takes no field by."""
-
-
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections_in(part)]

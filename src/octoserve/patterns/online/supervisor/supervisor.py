@@ -89,8 +89,8 @@ class Supervisor:
         times: FleetTimes | None = None,
         strategies: Mapping[str, Strategy] | None = None,
         pairs: Callable[[Path], Pairs] | None = None,
-    ) -> None:
         consumers: Consumers | None = None,
+    ) -> None:
         self.settings = settings
         self._spare = spare
         self._on_ready = on_ready
@@ -127,6 +127,7 @@ class Supervisor:
         self.room.fronts = RouteBackends(
             self.room, lambda endpoint: front_section(endpoint, settings), self._fronts(), self._changed
         )
+        self.consumers: Consumers = consumers or NoConsumers()
         self.pairs: Pairs = pairs(settings.state_dir) if pairs is not None else NoPairs()
         self.rollouts = Rollouts(
             rollout_store(settings),
@@ -134,7 +135,6 @@ class Supervisor:
             self.fleet,
             sections=lambda endpoint: rollout_section(endpoint, settings),
             strategies=strategies or {},
-        self.consumers: Consumers = consumers or NoConsumers()
             preview=self._preview,
             readings=lambda rollout: self.readings(rollout),
             keep=settings.keep_rollouts,
@@ -217,13 +217,13 @@ class Supervisor:
             repository_api=settings.clients_may_load(),
             doors=tuple(settings.doors),
             default_model=settings.default_model or "",
+            asynchronous=async_requests(settings),
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
 
     def _write_record(self) -> None:
         settings = self.settings
-            asynchronous=async_requests(settings),
         record = ServiceRecord(
             root=str(self.repository.root),
             host=settings.host,
@@ -264,6 +264,7 @@ class Supervisor:
             self._start(self.readings.run())
             self._start(self.pairs.run(), vital=False)
             self._start(self.slo.run(), vital=False)
+            self._start(self.consumers.run(self._stable), vital=False)
             await self._stop.wait()
         finally:
             await self._leave()
@@ -272,7 +273,6 @@ class Supervisor:
     def _holder(self) -> tuple[str, str]:
         """Who leads rollouts: this process, or, where others share the store, this replica; and who it was before."""
         if self.settings.rollout_store is None:
-            self._start(self.consumers.run(self._stable), vital=False)
             return f"{socket.gethostname()} pid {os.getpid()}", ""
         return identity(self.settings.state_dir, self.files.name, goes_on=bool(self._living))
 
@@ -310,6 +310,10 @@ class Supervisor:
             held.close()
         log.info("stopped")
 
+    def _stable(self) -> dict[str, int]:
+        """Which version of each model is trusted now."""
+        return {plan.endpoint: plan.stable for plan in self.room.current.plans}
+
     def stop(self, exit_code: int = 0) -> None:
         """Drain and leave; the second call cuts that short."""
         self.exit_code = self.exit_code or exit_code
@@ -318,10 +322,6 @@ class Supervisor:
         self._stop.set()
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-    def _stable(self) -> dict[str, int]:
-        """Which version of each model is trusted now."""
-        return {plan.endpoint: plan.stable for plan in self.room.current.plans}
-
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self.stop)
@@ -544,6 +544,7 @@ def serve(
     spare: Sequence[subprocess.Popen[bytes]] = (),
     strategies: Mapping[str, Strategy] | None = None,
     pairs: Callable[[Path], Pairs] | None = None,
+    consumers: Consumers | None = None,
 ) -> int:
     """Run a service until it is told to stop; the exit code. Raises SettingsError."""
 
@@ -559,4 +560,3 @@ def serve(
         return await made.run()
 
     return asyncio.run(main())
-    consumers: Consumers | None = None,
