@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from octoserve.patterns.batch.outcome import Outcome
     from octoserve.patterns.batch.progress import Progress
     from octoserve.patterns.batch.run import Tools
-    from octoserve.patterns.message_queue.opening import Kinds
     from octoserve.patterns.message_queue.consumers import Consumers
+    from octoserve.patterns.message_queue.opening import Kinds
     from octoserve.patterns.message_queue.settings import QueueSettings, WorkerConfig
     from octoserve.patterns.online.http.async_door import Way
     from octoserve.patterns.online.settings import AsyncRequests
@@ -73,6 +73,10 @@ def consumers(settings: ServeSettings) -> Consumers | None:
     requests, section = async_requests(settings), settings.asynchronous
     if requests is None:
         return None
+    import contextlib
+
+    from octoserve.connectors.queues.callback import tell
+    from octoserve.core.errors import Unavailable
     from octoserve.patterns.message_queue.consumers import Consumers
     from octoserve.patterns.message_queue.keeper import Keeper
     from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings
@@ -91,15 +95,21 @@ def consumers(settings: ServeSettings) -> Consumers | None:
             retry_delay=section.retry_delay,
             redeliver_after=section.redeliver_after,
             state_dir=requests.state_dir,
+            inputs=requests.inputs,
+            max_input=section.max_input,
         )
 
     way = async_way(requests)
+    for publisher in way.publishers.values():
+        publisher.check()
+    with contextlib.suppress(Unavailable):  # it may come later; what cannot be used is said now
+        way.store.prepare()
     return Consumers(
         requests.models,
         settings_of,
         section.workers,
         spawn_queue_worker,
-        Keeper(way.store, section.keep),
+        Keeper(way.store, section.keep, tell if requests.callbacks else None),
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
@@ -127,7 +137,7 @@ def async_way(requests: AsyncRequests) -> Way:
     known = queue_kinds(requests.state_dir).answers
     if address.scheme not in known:
         raise SettingsError(f"async.store: unknown kind {address.scheme!r}; known: {', '.join(known)}")
-    return Way({model: publisher(model) for model in requests.models}.__getitem__, known[address.scheme](address))
+    return Way({model: publisher(model) for model in requests.models}, known[address.scheme](address))
 
 
 def batch_tools(**others: Any) -> Tools:
@@ -188,6 +198,7 @@ def batch(
 
 def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve") -> Kinds:
     """Every source and sink of a queue, by the scheme of its address. state_dir: where an embedded sink's broker is."""
+    from octoserve.connectors.queues.answer_databases import postgres_answers, sqlite_answers
     from octoserve.connectors.queues.kafka import KafkaSource, kafka_source
     from octoserve.connectors.queues.kafka_sink import KafkaSink, kafka_sink
     from octoserve.connectors.queues.kafka_tools import KafkaTools
@@ -223,7 +234,6 @@ def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve") -> Kinds:
     def kafka_tools(address: Address, state_dir: Path) -> KafkaTools:
         return KafkaTools(address)
 
-    from octoserve.connectors.queues.answer_databases import postgres_answers, sqlite_answers
     def kafka_results(address: Address) -> KafkaSink:
         return kafka_sink(address, outbox)
 
@@ -235,6 +245,9 @@ def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve") -> Kinds:
 
     def ledger(address: Address, source: str, owner: str, ends: Mapping[str, str]) -> PostgresLedger:
         return PostgresLedger(server(address), source, owner, ends)
+
+    def answers(address: Address) -> SqlAnswers:
+        return postgres_answers(address, server(address))
 
     return Kinds(
         runtimes=runtimes(),
@@ -252,7 +265,27 @@ def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve") -> Kinds:
             "http": Webhook,
         },
         ledgers={"postgresql": ledger, "postgres": ledger},
+        answers={"sqlite": sqlite_answers, "postgresql": answers, "postgres": answers},
     )
+
+
+def spawn_queue_worker(config: WorkerConfig, link: socket.socket) -> subprocess.Popen[bytes]:
+    """A worker of a queue, told what to do."""
+    import msgspec
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "octoserve.app", "queue", str(link.fileno())],
+        stdin=subprocess.PIPE,
+        pass_fds=[link.fileno()],
+        start_new_session=True,  # Ctrl-C is the supervisor's; it tells its workers
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(msgspec.json.encode(config))
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it is dead already, and will be found so
+    return process
 
 
 def queue_worker(link: int) -> NoReturn:
@@ -271,9 +304,6 @@ def queue_worker(link: int) -> NoReturn:
     write_logs()
     os._exit(code)  # not waiting for a run that hangs
 
-    def answers(address: Address) -> SqlAnswers:
-        return postgres_answers(address, server(address))
-
 
 def score(
     frame: Any,
@@ -290,27 +320,7 @@ def score(
 
     from octoserve.patterns.batch.asking import job_settings
     from octoserve.patterns.batch.spark.frame import score as score_frame
-        answers={"sqlite": sqlite_answers, "postgresql": answers, "postgres": answers},
-    )
-
-
-def spawn_queue_worker(config: WorkerConfig, link: socket.socket) -> subprocess.Popen[bytes]:
-    """A worker of a queue, told what to do."""
-    import msgspec
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "octoserve.app", "queue", str(link.fileno())],
-        stdin=subprocess.PIPE,
-        pass_fds=[link.fileno()],
-        start_new_session=True,  # Ctrl-C is the supervisor's; it tells its workers
     from octoserve.spec import check
-    assert process.stdin is not None
-    try:
-        process.stdin.write(msgspec.json.encode(config))
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it is dead already, and will be found so
-    return process
 
     section = check({"repository": str(repository), "batch": {"keys": list(keys), **settings}}, {}).batch
     return score_frame(frame, Path(repository), model, version, job_settings(section), bad_rows, batch_tools)

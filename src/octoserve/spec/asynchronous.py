@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from octoserve.spec.batch import Words
-from octoserve.spec.values import Duration, Rows, Section
+from octoserve.spec.values import Duration, Rows, Section, Size
 
 MODEL = "{model}"
 
@@ -30,6 +30,8 @@ class AsyncSection(Section):
     """Beginnings of addresses that X-Octoserve-Callback may name, such as https://hooks.example.com/octoserve/."""
     inputs: Words = Field(default_factory=list)
     """Beginnings of addresses that input_location may name, such as s3://bucket/requests/."""
+    max_input: Size = 1 << 30
+    """Bytes of an object that input_location names."""
     max_pending: Annotated[int, Field(ge=1)] = 256
     """Requests of one worker's door that wait for the queue to take them; one more is answered 429."""
     batch_rows: Rows = 1024

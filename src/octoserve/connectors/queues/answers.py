@@ -50,9 +50,23 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     tries: int = 0
     """How often `callback` was told in vain."""
 
+    def told(self) -> bytes:
+        """What a poll, and a callback, says of it."""
+        model, _, id = self.id.partition("/")
+        about: dict[str, Any] = {"id": id, "model": model, "state": self.state}
+        if self.state == "done":
+            about["answer"] = msgspec.Raw(self.answer)
+        elif self.state == "failed":
+            about.update(error=self.error, attempts=self.attempts)
+        return msgspec.json.encode(about)
+
 
 class AnswerStore(Protocol):
-    """What door, consumers and keeper ask. Opened by its first call."""
+    """What door, consumers and keeper ask. Opened by its first call, unless it is prepared."""
+
+    def prepare(self) -> None:
+        """Connect, and make the tables. Raises Unavailable, SettingsError."""
+        ...
 
     def take(self, asked: Asked, now: float) -> Answer:
         """Make the id this request's, unless it is another's; what is known of it then."""
@@ -182,6 +196,11 @@ class SqlAnswers:
             callback=callback or "",
             tries=tries or 0,
         )
+
+    def prepare(self) -> None:
+        """See `AnswerStore.prepare`."""
+        with self._lock:
+            self._open()
 
     def take(self, asked: Asked, now: float) -> Answer:
         """See `AnswerStore.take`."""

@@ -21,6 +21,15 @@ class KafkaPublisher:
         self._lock = threading.Lock()
         self._sender: Sender | None = None
 
+    def check(self) -> None:
+        """See `Publisher.check`."""
+        Wire(self._where)
+
+    def prepare(self) -> None:
+        """See `Publisher.prepare`."""
+        with self._lock:
+            self._connected()
+
     def publish(self, value: bytes, id: str, headers: Mapping[str, str]) -> None:
         """See `Publisher.publish`."""
         record = Record(self._where.topic, value, id.encode(), {**headers, ID_HEADER: id})

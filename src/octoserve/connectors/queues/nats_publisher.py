@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from octoserve.connectors.queues.headers import value_of
-from octoserve.connectors.queues.nats_wire import REQUEST, Where, Wire
+from octoserve.connectors.queues.nats_server import binary
+from octoserve.connectors.queues.nats_wire import REMEDY, REQUEST, Where, Wire
 from octoserve.connectors.queues.protocol import ID_HEADER
 from octoserve.core.clock import Clock, monotonic
-from octoserve.core.errors import OctoserveError, TooLarge, Unavailable
+from octoserve.core.errors import OctoserveError, SettingsError, TooLarge, Unavailable
 
 _APART = 1.0
 """Seconds between two tries to connect; who comes in between is told at once."""
@@ -28,6 +30,17 @@ class NatsPublisher:
         self._ensured = False
         self._failed: OctoserveError | None = None
         self._failed_at = 0.0
+
+    def check(self) -> None:
+        """See `Publisher.check`."""
+        if find_spec("nats") is None:
+            raise SettingsError(f"async.source: {REMEDY}")
+        if self._where.sweeps:  # the embedded one
+            binary()
+
+    def prepare(self) -> None:
+        """See `Publisher.prepare`."""
+        self._connected()
 
     def publish(self, value: bytes, id: str, headers: Mapping[str, str]) -> None:
         """See `Publisher.publish`. The server drops what comes again under one id within two minutes."""

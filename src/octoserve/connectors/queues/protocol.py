@@ -292,7 +292,15 @@ class QueueTools(Protocol):
 
 
 class Publisher(Protocol):
-    """Who puts single messages into a queue; any thread may. Connects with the first one."""
+    """Who puts single messages into a queue; any thread may. Connects with the first one, unless it is prepared."""
+
+    def check(self) -> None:
+        """What is needed is installed. Raises SettingsError."""
+        ...
+
+    def prepare(self) -> None:
+        """Connect. Raises Unavailable, SettingsError."""
+        ...
 
     def publish(self, value: bytes, id: str, headers: Mapping[str, str]) -> None:
         """On the broker's disk on return, under this message id. Raises TooLarge; Unavailable, of which it may be there

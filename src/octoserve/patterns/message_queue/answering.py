@@ -65,6 +65,10 @@ class RequestModel:
 
         return self._loop.run_until_complete(self._ticking(all_of()))
 
+    def waited(self, work: Callable[[], T]) -> T:
+        """What it returns or raises, in a thread of its own. Raises what `tick` does."""
+        return self._loop.run_until_complete(self._ticking(asyncio.to_thread(work)))
+
     async def _ticking(self, work: Coroutine[Any, Any, T]) -> T:
         run = asyncio.ensure_future(work)
         while not (await asyncio.wait((run,), timeout=_TICK))[0]:

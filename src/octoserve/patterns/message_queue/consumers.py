@@ -12,6 +12,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import OctoserveError
 from octoserve.patterns.message_queue.keeper import Keeper
@@ -136,8 +138,20 @@ class Consumers:
 
     def families(self) -> list[Family]:
         """The queues' metrics; those of their data planes would pass for the doors'."""
-        living = [family for group in list(self._groups.values()) for family in group.supervisor.families()]
+        living = [
+            _of_model(family, model)
+            for model, group in list(self._groups.items())
+            for family in group.supervisor.families()
+        ]
         return [family for family in merge([*self._past, *living]) if family.name.startswith("octoserve_queue_")]
+
+
+def _of_model(family: Family, model: str) -> Family:
+    """Queues without partitions are told apart by their models."""
+    if family.kind != "gauge":
+        return family
+    named = tuple(msgspec.structs.replace(s, labels=(model,)) if s.labels == ("",) else s for s in family.samples)
+    return msgspec.structs.replace(family, samples=named)
 
 
 def _counts(families: Sequence[Family]) -> list[Family]:

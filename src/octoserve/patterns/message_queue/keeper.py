@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from octoserve.connectors.queues.answers import Answer, AnswerStore
 from octoserve.core.clock import Clock
@@ -20,13 +21,14 @@ _LOOK = 1.0
 _FORGET = 60.0
 """Seconds between looks at what is to be forgotten, at most; a tenth of `keep` where that is less."""
 _AT_ONCE = 64
-_PATIENCE = 60.0
+_THREADS = 8
+_PATIENCE = 120.0
 """Seconds that a callback may take before another may try it."""
 _LONGEST = 300.0
 """Seconds between tries of a callback, at most."""
 
 Tell = Callable[[Answer], bool]
-"""Whether the callback took it. Blocking; never raises."""
+"""Whether there is nothing more to tell. Blocking; never raises."""
 
 
 class Keeper:
@@ -39,6 +41,7 @@ class Keeper:
         self._tell = tell
         self._wall = wall
         self._forgot = 0.0
+        self._threads = ThreadPoolExecutor(_THREADS, "callback") if tell is not None else None
         self._complaint = ""
 
     async def run(self) -> None:
@@ -62,14 +65,16 @@ class Keeper:
             count = self._store.forget(now - self._keep)
             if count:
                 log.info("%d requests and their answers are forgotten after %g s", count, self._keep)
-        if self._tell is None:
+        if self._tell is None or self._threads is None:
             return False
         owed = self._store.owed(now, _PATIENCE, _AT_ONCE)
-        for answer in owed:
-            again = None if self._tell(answer) else self._wall() + min(_LONGEST, 2.0**answer.tries)
+        for answer, over in zip(owed, self._threads.map(self._tell, owed), strict=True):
+            again = None if over else self._wall() + min(_LONGEST, 2.0 ** min(answer.tries, 10))
             self._store.told(answer.id, again)
         return len(owed) == _AT_ONCE
 
     def close(self) -> None:
         """The last call."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
         self._store.close()

@@ -302,9 +302,9 @@ class Loop:
         if buried:
             now = self._wall()
             letters = [letter(each, self._source.name, now) for each in buried]
+            self._insist("the store of answers", lambda: self._work.give_up(letters))
             self._insist("the dead-letter queue", lambda: self._source.bury(letters))
             self._statistics.outcomes[DEAD].add(len(buried))
-            self._insist("the store of answers", lambda: self._work.give_up(letters))
             for each in buried:
                 last = each.attempts.history[-1].error if each.attempts.history else "tried often enough"
                 log.warning(

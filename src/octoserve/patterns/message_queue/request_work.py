@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
+from octoserve.connectors import objects
 from octoserve.connectors.queues.answers import ANSWER
 from octoserve.connectors.queues.protocol import QueueSink, QueueSource
+from octoserve.core.errors import InvalidInput, TooLarge
+from octoserve.dataplane.deferred import within
 from octoserve.patterns.message_queue import opening
 from octoserve.patterns.message_queue.answering import RequestModel
 from octoserve.patterns.message_queue.ledger import Ledger
@@ -36,7 +39,12 @@ def loop_of_requests(
 ) -> Loop:
     """Loads the version. Raises NotFound, BrokenVersion, SettingsError."""
     model = RequestModel(settings, kinds.runtimes, registry, executor)
-    requests = Requests(model, lambda: _deadline(settings.run_timeout), lambda: _again(settings.run_timeout))
+    requests = Requests(
+        model,
+        lambda: _deadline(settings.run_timeout),
+        lambda: _again(settings.run_timeout),
+        lambda address: fetch(address, settings.inputs, settings.max_input),
+    )
     answers = opening.answers(kinds, settings)
     work = Work(
         scorer=model,
@@ -51,6 +59,18 @@ def loop_of_requests(
     loop = Loop(source, sink, ledger, work, limits, statistics, lane=owner, stop=stop, beat=beat)
     model.tick = loop.keep
     return loop
+
+
+def fetch(address: str, places: Sequence[str], most: int) -> bytes:
+    """An object in one of these places, of so many bytes at most. Raises OctoserveError."""
+    if not within(address, places) or not address.startswith("s3://"):
+        raise InvalidInput(f"input_location {address!r} is not one that is allowed here")
+    name, key = objects.split_url(address)
+    bucket = objects.bucket(name)
+    size = bucket.head(key).size
+    if size > most:
+        raise TooLarge(f"{address} has {size} bytes, at most {most} are taken")
+    return bucket.get(key)[0]
 
 
 @contextlib.contextmanager

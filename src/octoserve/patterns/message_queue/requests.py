@@ -7,20 +7,21 @@ would have sent. Requests are merged by the data plane's batching; one that fail
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from octoserve.codecs.json_rows import Decoded
 from octoserve.codecs.open_inference_json import Request, decode_request, encode_response
 from octoserve.connectors.queues.protocol import Message
-from octoserve.core.errors import OctoserveError
+from octoserve.core.errors import InvalidInput, OctoserveError
 from octoserve.core.results import Result
 from octoserve.core.signature import Signature
 from octoserve.core.tensors import Tensor
-from octoserve.dataplane.deferred import check, request_of
+from octoserve.dataplane.deferred import Reference, check, reference_in, request_of
 from octoserve.patterns.message_queue.scoring import Guard, Scored, identity
 
+T = TypeVar("T")
 _AT_ONCE = 64
 _BYTES_AT_ONCE = 32 << 20
 
@@ -30,6 +31,10 @@ class Answerer(Protocol):
 
     signature: Signature
 
+    def waited(self, work: Callable[[], T]) -> T:
+        """What it returns or raises; other things go on meanwhile."""
+        ...
+
     def infer(self, requests: Sequence[Sequence[Tensor]], ended: Callable[[], None]) -> list[Result | OctoserveError]:
         """The results of all; `ended` is called whenever one is there."""
         ...
@@ -38,8 +43,11 @@ class Answerer(Protocol):
 class Requests:
     """What the loop does with messages, in place of `scoring.score`."""
 
-    def __init__(self, model: Answerer, guard: Guard, again: Callable[[], None]) -> None:
-        """guard, again: the deadline of a run, and that it begins anew."""
+    def __init__(
+        self, model: Answerer, guard: Guard, again: Callable[[], None], fetch: Callable[[str], bytes] | None = None
+    ) -> None:
+        """guard, again: the deadline of a run, and that it begins anew; fetch: the object at an address. Blocking."""
+        self._fetch = fetch
         self._model = model
         self._guard = guard
         self._again = again
@@ -51,8 +59,13 @@ class Requests:
         ids = [identity(message, None) for message in messages]
         for place, message in enumerate(messages):
             try:
-                request = request_of(message.value, message.headers)
-                ids[place] = identity(message, request.id or None)
+                reference = reference_in(message.value, message.headers)
+                if reference is not None:
+                    ids[place] = identity(message, reference.id or None)
+                    request = self._referred(reference)
+                else:
+                    request = request_of(message.value, message.headers)
+                    ids[place] = identity(message, request.id or None)
                 check(self._model.signature, request)
                 requests[place] = request
             except OctoserveError as error:
@@ -73,6 +86,14 @@ class Requests:
         column = np.empty(len(good), dtype=object)
         column[:] = [answers[place][0] for place in good]
         return Scored(good, [column], np.array([answers[place][1] for place in good], np.int64), ids, failed)
+
+    def _referred(self, reference: Reference) -> Request:
+        fetch = self._fetch
+        if fetch is None:
+            raise InvalidInput("input_location is not offered here")
+        request = decode_request(self._model.waited(lambda: fetch(reference.input_location)))
+        request.id = reference.id or request.id
+        return request
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
         """Their ids alone."""

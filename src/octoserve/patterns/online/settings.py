@@ -55,9 +55,6 @@ class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DOORS = ("v1", "predict")
-
-
-DOORS = ("v1", "predict")
 """The HTTP doors beside the Open Inference Protocol's, all of them."""
 
 
@@ -76,9 +73,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Folder where pairs of a shadow are left; "" keeps none."""
     repository_api: bool = True
     """Whether clients may load and unload models through the data doors."""
+    asynchronous: AsyncRequests | None = None
     doors: tuple[str, ...] = DOORS
     default_model: str = ""
     """Of doors whose paths name none; "": the only model."""
     log_level: str = "info"
-    asynchronous: AsyncRequests | None = None
     log_format: str = "text"

@@ -74,6 +74,8 @@ class Worker:
         """way: where requests that are answered later go, for a configuration that takes some"""
         self._config = config
         self._open_way = way
+        self._closing: list[Callable[[], None]] = []
+        """What is to be left in good order at the end. Blocking."""
         self._loop = loop
         self._generation = 0
         self._desired: Desired | None = None
@@ -153,7 +155,9 @@ class Worker:
         counts = registry.counter(
             "octoserve_async_requests_total", "Requests to be answered later.", ("model", "outcome")
         )
-        return AsyncDoor(self._service, settings, self._config.limits, self._open_way(settings), counts)
+        door = AsyncDoor(self._service, settings, self._config.limits, self._open_way(settings), counts)
+        self._closing.append(door.close)
+        return door
 
     def _judge(self, plan: RoutePlan, version: int) -> PairJudge:
         return PairJudge(plan, version, Path(self._config.spool), f"worker-{self._config.index}")
@@ -268,6 +272,8 @@ class Worker:
         sweeps = self._loop.create_task(self._sweep())
         code: int = await self._drained
         sweeps.cancel()
+        for close in self._closing:
+            await self._loop.run_in_executor(None, close)
         await self._link.leave()
         link.cancel()
         for task in (sweeps, link):

@@ -7,11 +7,12 @@ a broker or a database does so in threads; a request costs no thread and no conn
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -21,8 +22,17 @@ from octoserve.codecs.open_inference_json import decode_request
 from octoserve.connectors.queues.answers import Answer, AnswerStore, Asked, digest_of
 from octoserve.connectors.queues.protocol import Publisher
 from octoserve.core.clock import Clock
-from octoserve.core.errors import Conflict, Internal, InvalidInput, NotFound, OctoserveError, Overloaded, Unavailable
-from octoserve.dataplane.deferred import check, headers_of, message_id
+from octoserve.core.errors import (
+    Conflict,
+    Internal,
+    InvalidInput,
+    NotFound,
+    OctoserveError,
+    Overloaded,
+    SettingsError,
+    Unavailable,
+)
+from octoserve.dataplane.deferred import check, headers_of, message_id, reference_in, within
 from octoserve.patterns.online.errors import status_of
 from octoserve.patterns.online.http.coding import decompress
 from octoserve.patterns.online.http.connection import Connection
@@ -46,10 +56,26 @@ _encode = msgspec.json.encode
 
 
 class Way(NamedTuple):
-    """Where requests go and answers come from. publisher: of a model's queue."""
+    """Where requests go, by model, and where answers come from."""
 
-    publisher: Callable[[str], Publisher]
+    publishers: Mapping[str, Publisher]
     store: AnswerStore
+
+    @property
+    def parts(self) -> list[Publisher | AnswerStore]:
+        """Whatever is connected to."""
+        return [*self.publishers.values(), self.store]
+
+    def prepare(self) -> None:
+        """Connect to all, as far as they are there: the first request is not to wait for it."""
+        for part in self.parts:
+            with contextlib.suppress(OctoserveError):
+                part.prepare()
+
+    def close(self) -> None:
+        """The last call."""
+        for part in self.parts:
+            part.close()
 
 
 class Order(NamedTuple):
@@ -74,7 +100,7 @@ class AsyncDoor:
         way: Way,
         counts: Metric,
         wall: Clock = time.time,
-        executor: ThreadPoolExecutor | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self._service = service
         self._settings = settings
@@ -84,6 +110,12 @@ class AsyncDoor:
         self._wall = wall
         self._threads = executor or ThreadPoolExecutor(_THREADS, "async")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._threads.submit(way.prepare)
+
+    def close(self) -> None:
+        """Once the last request has been answered."""
+        self._threads.shutdown()
+        self._way.close()
 
     def find(self, head: Head, model: str, rest: list[str]) -> Route:
         """See `door.Routes`."""
@@ -124,14 +156,28 @@ class AsyncDoor:
             raise InvalidInput(
                 f"a raw body is not taken here; send the input {spec.name!r} in JSON, or as a binary tensor behind it"
             )
-        request = decode_request(body, infer.header_length)
-        check(batcher.handle.signature, request)
+        headers = headers_of(infer.header_length)
+        reference = reference_in(body, headers)
+        if reference is None:
+            request = decode_request(body, infer.header_length)
+            check(batcher.handle.signature, request)
+        elif not within(reference.input_location, self._settings.inputs):
+            raise InvalidInput(
+                f"input_location {reference.input_location[:_LONGEST]!r} is not one that is allowed here; those that "
+                "are: async.inputs in the spec"
+            )
+        callback = infer.headers.get("x-octoserve-callback", "")
+        if callback and not within(callback, self._settings.callbacks):
+            raise InvalidInput(
+                f"header X-Octoserve-Callback: {callback[:_LONGEST]!r} is not an address that may be called; those "
+                "that may: async.callbacks in the spec"
+            )
         key = infer.headers.get("idempotency-key", "")
-        id = key or request.id
+        id = key or (request.id if reference is None else reference.id)
         if len(id) > _LONGEST or not id.isprintable() or not (id.isascii() or not key):
             what = "header Idempotency-Key" if key else "id"
             raise InvalidInput(f"{what}: at most {_LONGEST} printable characters are wanted, {id[:_LONGEST]!r} came")
-        return Order(infer.model, id or uuid.uuid4().hex, bool(id), body, headers_of(infer.header_length), "")
+        return Order(infer.model, id or uuid.uuid4().hex, bool(id), body, headers, callback)
 
     def _submit(self, order: Order) -> tuple[Answer, str]:
         """Steps 2 to 4, in a thread. Raises Conflict, TooLarge, Unavailable."""
@@ -144,9 +190,9 @@ class AsyncDoor:
                 _same(order, asked, found)
                 if found.accepted is not None:
                     return found, REPEATED
-            self._way.publisher(order.model).publish(order.value, asked.id, order.headers)
+            self._way.publishers[order.model].publish(order.value, asked.id, order.headers)
             return store.accept(asked, self._wall()), ACCEPTED
-        except Unavailable as error:
+        except (Unavailable, SettingsError) as error:
             log.warning("an asynchronous request of %s was not accepted: %s", order.model, error)
             raise Unavailable("asynchronous requests cannot be accepted now; send it again") from None
 
@@ -156,7 +202,7 @@ class AsyncDoor:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(self._threads, self._way.store.look, message_id(model, id))
-        except Unavailable as error:
+        except (Unavailable, SettingsError) as error:
             log.warning("a poll was not answered: %s", error)
             raise Unavailable("answers cannot be looked up now; ask again") from None
         if found is None:
@@ -164,7 +210,7 @@ class AsyncDoor:
         headers = "content-type: application/json\r\ncache-control: no-store"
         if found.state == "pending":
             headers += f"\r\nretry-after: {_POLL}"
-        connection.respond(200, told(id, found), headers)
+        connection.respond(200, found.told(), headers)
 
     # --- both ----------------------------------------------------------------------------------------
 
@@ -182,16 +228,6 @@ class AsyncDoor:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def told(id: str, found: Answer) -> bytes:
-    """What a client is told of its request."""
-    about: dict[str, Any] = {"id": id, "state": found.state}
-    if found.state == "done":
-        about["answer"] = msgspec.Raw(found.answer)
-    elif found.state == "failed":
-        about.update(error=found.error, attempts=found.attempts)
-    return _encode(about)
 
 
 def _same(order: Order, asked: Asked, found: Answer) -> None:
