@@ -32,14 +32,32 @@ if TYPE_CHECKING:
     from octoserve.patterns.online.settings import AsyncRequests
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
     from octoserve.runtimes.protocol import Runtime
+    from octoserve.repository.layout import Formats
     from octoserve.spec import BatchSection, RolloutSection, ServeSettings
 
 
-def runtimes() -> dict[str, Runtime]:
-    """Every runtime by its name."""
+def runtimes(trust: Sequence[str] = ()) -> dict[str, Runtime]:
+    """Every runtime by its name: ours, and those that other packages bring.
+
+    trust: what the repository's versions may bring beyond data, see docs/runtimes.md#trust
+    """
+    from octoserve.runtimes.found import found
+    from octoserve.runtimes.lightgbm import LightGBMRuntime
     from octoserve.runtimes.onnx import OnnxRuntime
 
-    return {runtime.name: runtime for runtime in (OnnxRuntime(),)}
+    from octoserve.runtimes.xgboost import XGBoostRuntime
+
+    ours: tuple[Runtime, ...] = (OnnxRuntime(), XGBoostRuntime(), LightGBMRuntime())
+    by_name = {runtime.name: runtime for runtime in ours}
+    return {**by_name, **found(by_name)}
+
+
+def formats() -> Formats:
+    """What versions are made of here."""
+    from octoserve.repository.layout import Formats
+    from octoserve.runtimes.protocol import artifacts_of
+    known = runtimes()
+    return Formats(artifacts_of(known.values()), tuple(known))
 
 
 def strategies() -> dict[str, Callable[[RolloutSection], Course]]:
@@ -63,7 +81,7 @@ def serve(
     from octoserve.patterns.online.supervisor.supervisor import serve as run_supervisor
     from octoserve.patterns.shadow.keeper import PairKeeper
 
-    return run_supervisor(settings, on_ready, spare, strategies(), PairKeeper, consumers=consumers(settings))
+    return run_supervisor(settings, on_ready, spare, strategies(), PairKeeper, formats(), consumers(settings))
 
 
 def consumers(settings: ServeSettings) -> Consumers | None:
@@ -142,11 +160,11 @@ def async_way(requests: AsyncRequests) -> Way:
 
 def batch_tools(**others: Any) -> Tools:
     """What a batch job runs with; see `patterns.batch.run.Tools` for the others."""
-    from importlib.metadata import version
-
     from octoserve.patterns.batch.run import Tools
 
-    return Tools(runtimes(), {"onnx": f"onnxruntime {version('onnxruntime')}"}, **others)
+    from octoserve.runtimes.found import library_of
+    known = runtimes()
+    return Tools(known, {name: library_of(runtime) for name, runtime in known.items()}, **others)
 
 
 def batch_engine(section: BatchSection) -> Engine | None:
@@ -197,6 +215,22 @@ def batch(
 
 
 def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve") -> Kinds:
+def load(
+    path: str | os.PathLike[str], version: int | None = None, *, columns: Sequence[str] = (), missing: str = ""
+) -> Endpoint:
+    """See `octoserve.load`."""
+    from octoserve.core.errors import SettingsError
+    from octoserve.in_process import Endpoint
+    from octoserve.patterns.batch.model import Version
+
+    if missing not in ("", "nan", "refuse"):
+        raise SettingsError(f"missing: nan or refuse wanted, {missing!r} came")
+    folder = Path(path)
+    if version is None and folder.name.isdecimal() and folder.parent.name:
+        folder, version = folder.parent, int(folder.name)
+    return Endpoint(Version(folder.parent, folder.name, version, runtimes(), {}), columns, missing)
+
+
     """Every source and sink of a queue, by the scheme of its address. state_dir: where an embedded sink's broker is."""
     from octoserve.connectors.queues.answer_databases import postgres_answers, sqlite_answers
     from octoserve.connectors.queues.kafka import KafkaSource, kafka_source

@@ -43,6 +43,7 @@ class FakeModel:
     """
 
     platform = "fake_model"
+    lanes = 0
 
     def __init__(self, signature: Signature | None = None, function: Callable[..., list[Array]] = answer) -> None:
         self.signature = signature or rows_of_floats()
@@ -76,18 +77,19 @@ class FakeRuntime:
     """A Runtime over folders that hold `model.fake`; `models` are handed out by folder name."""
 
     name = "fake"
-    artifact = "model.fake"
+    artifacts = ("model.fake",)
+    distributions: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.models: dict[str, FakeModel] = {}
 
     def load(self, folder: Path, settings: RuntimeSettings) -> LoadedModel:
         """See `Runtime.load`."""
-        path = folder / self.artifact
+        path = folder / self.artifacts[0]
         if not path.is_file():
-            raise BrokenVersion(f"{self.artifact} is missing in {folder}")
+            raise BrokenVersion(f"{path.name} is missing in {folder}")
         if path.read_text() == "broken":
-            raise BrokenVersion(f"{self.artifact}: broken as told")
+            raise BrokenVersion(f"{path.name}: broken as told")
         return self.models.setdefault(f"{folder.parent.name}/{folder.name}", FakeModel())
 
 

@@ -123,18 +123,25 @@ class Served(Service):
 
 @contextlib.contextmanager
 def serving(
-    repository: Path, folder: Path, *flags: str, workers: int = 1, finish: bool = True, **settings: object
+    repository: Path,
+    folder: Path,
+    *flags: str,
+    workers: int = 1,
+    finish: bool = True,
+    patience: float = 30.0,
+    **settings: object,
 ) -> Iterator[Served]:
     """A service for this block. `settings` are flags by their field's name: `max_queue=4`.
 
-    finish: whether it must end well; leave it out where the test kills the supervisor.
+    finish:   whether it must end well; leave it out where the test kills the supervisor.
+    patience: seconds until it must be ready; some model libraries take long to import on a busy machine
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in settings.items():
         flags = (*flags, f"--{name.replace('_', '-')}", str(value))
     service = Served(repository, folder / "state", *flags, workers=workers, wait=False)
     try:
-        service.wait_ready()
+        service.wait_ready(patience)
         yield service
         if finish:
             service.finish()

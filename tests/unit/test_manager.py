@@ -32,7 +32,7 @@ class Loaded:
 
 
 class FakeRuntime:
-    name, artifact = "fake", "model.fake"
+    name, artifacts, distributions = "fake", ("model.fake",), ()
 
     def __init__(self):
         self.broken = set()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from octoserve.control.store import FILE, Store
 from octoserve.core.errors import BrokenVersion, NotFound, SettingsError
-from octoserve.repository.layout import ARTIFACTS, DiskState, Refused, VersionOnDisk, version_number
+from octoserve.repository.layout import DiskState, Refused, VersionOnDisk, version_number
 from octoserve.repository.local import LocalRepository
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -113,7 +113,10 @@ def verify(
 
 def _versions(repository: Path) -> tuple[list[VersionOnDisk], tuple[str, ...]]:
     """Everything in the repository, digests computed; what lies there now is taken as it is."""
-    local = LocalRepository(repository, ARTIFACTS, settle=0.0)
+    from octoserve.app import formats
+
+    known = formats()
+    local = LocalRepository(repository, known.artifacts, named=known.named, settle=0.0)
     for version in local.undigested(local.scan()):
         local.digest(version)
     scan = local.scan()
@@ -167,19 +170,19 @@ def _named(name: str, versions: list[VersionOnDisk], repository: Path) -> list[V
 
 def _signature(version: VersionOnDisk) -> dict[str, Any]:
     from octoserve.app import runtimes
-    from octoserve.runtimes.protocol import RuntimeSettings
+    from octoserve.lifecycle.loading import load
 
-    runtime = runtimes().get(version.runtime)
-    if runtime is None:
+    if not version.runtime:
         return {}
     try:
-        loaded = runtime.load(Path(version.path), RuntimeSettings(batching=version.settings.batching))
+        loaded = load(runtimes(), version.runtime, Path(version.path), batching=version.settings.batching)
     except (BrokenVersion, Refused) as error:
         return {"state": "broken", "reason": str(error)}
     signature = loaded.signature
     return {
         "platform": loaded.platform,
         "batchable": signature.batchable,
+        "features": {name: list(columns) for name, columns in signature.features.items()},
         "inputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in signature.inputs],
         "outputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in signature.outputs],
     }

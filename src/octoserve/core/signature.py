@@ -58,12 +58,21 @@ class Signature:
         outputs: Sequence[TensorSpec],
         batchable: bool = False,
         dimensions: Mapping[str, Sequence[str]] | None = None,
+        features: Mapping[str, Sequence[str]] | None = None,
+        missing: str = "",
+        categories: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batchable = batchable
         self.dimensions = dimensions or {}
         """Input name -> the names of its dimensions, "" for one without: equal names mean equal sizes."""
+        self.features = {name: tuple(columns) for name, columns in (features or {}).items()}
+        """Input name -> the table columns that its second dimension holds, in order; of those that have names."""
+        self.missing = missing
+        """What a missing number of a row means to the model: "nan" or "refuse"; "" where its version does not say."""
+        self.categories = {name: tuple(texts) for name, texts in (categories or {}).items()}
+        """Input name -> the only texts that it may hold; those that have such a list."""
         self.output_index = {spec.name: i for i, spec in enumerate(self.outputs)}
         self.memo: dict[object, bytes] = {}
         """What an encoder derived from this signature; bounded by the encoder."""

@@ -275,7 +275,9 @@ class Batcher:
     def _unbatch(self) -> None:
         """A new signature, as the old one promises what was found untrue, and keeps layouts that go by it."""
         old = self.handle.signature
-        self.handle.signature = Signature(old.inputs, old.outputs, dimensions=old.dimensions)
+        self.handle.signature = Signature(
+            old.inputs, old.outputs, False, old.dimensions, old.features, old.missing, old.categories
+        )
 
     def _finish(
         self,

@@ -10,7 +10,7 @@ from octoserve.core.errors import NotFound, SettingsError
 from octoserve.repository.digest import stamp
 from octoserve.repository.layout import DiskState, VersionOnDisk
 from octoserve.repository.local import LocalRepository
-from octoserve.runtimes.protocol import Runtime
+from octoserve.runtimes.protocol import Runtime, artifacts_of
 
 
 class Found(NamedTuple):
@@ -27,7 +27,7 @@ def find(repository: Path, name: str, number: int | None, runtimes: Mapping[str,
     may_repeat: what may happen twice after a crash ("a batch may run a row"), which a model with effects must not
     Raises NotFound, SettingsError.
     """
-    local = LocalRepository(repository, {r.artifact: r.name for r in runtimes.values()}, (name,), settle=0.0)
+    local = LocalRepository(repository, artifacts_of(runtimes.values()), (name,), named=tuple(runtimes), settle=0.0)
     versions = local.scan(trust=(name,)).models.get(name, ())
     if not versions:
         raise NotFound(f"no model {name!r} in {repository}; `octoserve model list --repository {repository}` shows all")

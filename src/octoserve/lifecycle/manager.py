@@ -20,10 +20,11 @@ from typing import Protocol
 
 from octoserve.core.errors import BrokenVersion, OctoserveError
 from octoserve.lifecycle.lease import Handle
+from octoserve.lifecycle.loading import load
 from octoserve.lifecycle.states import State, VersionRef, VersionReport, advance
 from octoserve.lifecycle.warmup import Warm, warm
 from octoserve.repository.digest import folder_digest, stamp
-from octoserve.runtimes.protocol import LoadedModel, Runtime, RuntimeSettings
+from octoserve.runtimes.protocol import LoadedModel, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -200,9 +201,6 @@ class Manager:
             self._post(lambda: self._loaded(entry, Handle(ref, done), note))
 
     def _load_checked(self, ref: VersionRef) -> LoadedModel:
-        runtime = self._runtimes.get(ref.runtime)
-        if runtime is None:
-            raise BrokenVersion(f"no runtime {ref.runtime!r} here; there are: {', '.join(self._runtimes)}")
         folder = Path(ref.path)
         try:
             before = self._stamp(folder)
@@ -214,7 +212,7 @@ class Manager:
                 f"the files changed: digest {ref.digest[:19]} was announced, {came[:19]} is there; "
                 "copy the version again, or publish it under a new number"
             )
-        loaded = runtime.load(folder, RuntimeSettings(threads=ref.threads, batching=ref.batching))
+        loaded = load(self._runtimes, ref.runtime, folder, ref.threads, ref.batching)
         try:
             changed = self._stamp(folder) != before
         except (OSError, OctoserveError):

@@ -82,8 +82,9 @@ def _made_up(signature: Signature) -> list[Array]:
         kind = DATATYPES[spec.datatype]
         if kind.kind == "bytes":
             values = np.empty(shape, dtype=object)
+            texts = signature.categories.get(spec.name, "abcde")
             for i in range(_MADE_UP):
-                values[i] = b"abcde"[i : i + 1]
+                values[i] = texts[i % len(texts)].encode()
             arrays.append(values)
         elif spec.datatype == "BF16":
             arrays.append((random.random(shape, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16))

@@ -41,7 +41,11 @@ def synthetic(spec: TensorSpec, rows: int = 1) -> Array:
 
 def inputs_of(signature: Signature, rows: int = 1) -> list[Array]:
     """One synthetic array an input, in signature order."""
-    return [synthetic(spec, rows) for spec in signature.inputs]
+    arrays = [synthetic(spec, rows) for spec in signature.inputs]
+    for spec, array in zip(signature.inputs, arrays, strict=True):
+        if spec.name in signature.categories:
+            array.fill(signature.categories[spec.name][0].encode())
+    return arrays
 
 
 def warm(loaded: LoadedModel, max_rows: int, clock: Clock = monotonic) -> str:

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
 from octoserve.core.errors import OctoserveError
+from octoserve.core.signature import TensorSpec
 
 MODEL_YAML = "model.yaml"
 ARTIFACTS = {"model.onnx": "onnx"}
-"""The file by which a version folder's format is known -> the runtime's name."""
+"""What is looked for where nobody says more: the file by which a version's format is known -> the runtime's name."""
 PARTIAL = (".tmp", ".part", ".partial")
 """Ends of names that say: somebody is still writing."""
+
+
+class Formats(msgspec.Struct, frozen=True):
+    """What versions are made of here.
+
+    artifacts: the file by which a version folder's format is known -> the runtime's name
+    named:     runtimes that no file tells; `model.yaml` names them
+    """
+
+    artifacts: Mapping[str, str]
+    named: tuple[str, ...] = ()
+
+
+class Labels(msgspec.Struct, frozen=True):
+    """Names for what a model's numbers mean: an output of text beside them.
+
+    of:        the output of scores or of class numbers; "" where there is only one that fits
+    threshold: of two names and one score, from where on it is the second name
+    """
+
+    names: tuple[str, ...]
+    of: str = ""
+    threshold: float = 0.5
+    output: str = "label"
 
 
 class Refused(OctoserveError):
@@ -43,7 +70,14 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     features: dict[str, tuple[str, ...]] | None = None
     """Input -> the table columns that it is made of, in order; "" is the only input."""
     missing: str | None = None
-    """What a table's missing number means to the model: nan, or refuse."""
+    """What a missing number means to the model: nan, or refuse."""
+    inputs: tuple[TensorSpec, ...] | None = None
+    outputs: tuple[TensorSpec, ...] | None = None
+    categories: dict[str, tuple[str, ...]] = {}
+    """Feature -> its texts, in the order of the codes that the model was trained with."""
+    labels: Labels | None = None
+    options: dict[str, Any] = {}
+    """What only the runtime knows, which looks at it when it loads."""
     digest: str | None = None
     """What the publisher says that the files' digest is, `model.yaml` itself left out."""
 

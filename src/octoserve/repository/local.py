@@ -64,6 +64,7 @@ class LocalRepository:
 
     models:    only these, or all when None
     artifacts: file name -> runtime, e.g. {"model.onnx": "onnx"}
+    named:     runtimes that no file tells, only `model.yaml`
     settle:    seconds without a change after which a version is whole
     wall:      Unix time, compared with inode change times; `clock` measures how long nothing changed
     """
@@ -74,12 +75,14 @@ class LocalRepository:
         artifacts: Mapping[str, str],
         models: Collection[str] | None = None,
         *,
+        named: Collection[str] = (),
         settle: float = SETTLE,
         clock: Clock = monotonic,
         wall: Clock = time.time,
     ) -> None:
         self.root = Path(os.path.realpath(root))
         self._artifacts = dict(artifacts)
+        self._named = tuple(named)
         self._models = None if models is None else frozenset(models)
         self._settle = settle
         self._clock = clock
@@ -197,14 +200,17 @@ class LocalRepository:
         return DiskState.WHOLE, "", runtime
 
     def _runtime(self, folder: Path, names: Collection[str], settings: ModelSettings) -> str:
-        known = sorted(set(self._artifacts.values()))
+        known = sorted({*self._artifacts.values(), *self._named})
         if settings.runtime is not None:
             if settings.runtime not in known:
                 raise Refused(f"model.yaml: runtime: one of {known} wanted, {settings.runtime!r} came")
             return settings.runtime
-        for artifact, runtime in self._artifacts.items():
-            if artifact in names:
-                return runtime
+        found = {artifact: runtime for artifact, runtime in self._artifacts.items() if artifact in names}
+        if len(set(found.values())) == 1:
+            return next(iter(found.values()))
+        if found:
+            several = ", ".join(f"{artifact} ({runtime})" for artifact, runtime in found.items())
+            raise Refused(f"{folder} holds {several}; say which it is: `runtime:` in model.yaml")
         wanted = " or ".join(self._artifacts)
         raise Refused(f"{folder} holds no {wanted}; it holds {sorted(names)[:5] or 'nothing'}")
 

@@ -6,6 +6,10 @@ batching: {enabled: true, max_rows: 32}
 effects: none            # or idempotent, or external: what a run does beyond answering
 features: [amount, age]  # the table columns of the only input, in order; or {input: [columns], ...}
 missing: nan             # or refuse: what a missing number in a table means
+inputs: [{name: rows, datatype: FP32, shape: [-1, 3]}]   # where the artifact does not say them; outputs as well
+categories: {island: [Biscoe, Dream]}                    # texts of a feature, in the order of their codes
+labels: [legit, fraud]   # or {names: [...], of: OUTPUT, threshold: 0.5, output: label}
+options: {...}           # what only the runtime knows
 digest: sha256:...       # of the version's other files; checked before loading
 """
 
@@ -15,13 +19,20 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from octoserve.repository.layout import ModelSettings, Refused
+from octoserve.core.datatypes import DATATYPES
+from octoserve.core.signature import TensorSpec
+from octoserve.repository.layout import Labels, ModelSettings, Refused
 
 MAX_BYTES = 1 << 20
-_FIELDS = ("runtime", "threads", "batching", "effects", "features", "missing", "digest")
+_FIELDS = (
+    "runtime", "threads", "batching", "effects", "features", "missing", "inputs", "outputs", "categories", "labels",
+    "options", "digest",
+)  # fmt: skip
 _EFFECTS = ("none", "idempotent", "external")
 _MISSING = ("nan", "refuse")
 _BATCHING = ("enabled", "max_rows")
+_TENSOR = ("name", "datatype", "shape")
+_LABELS = ("names", "of", "threshold", "output")
 
 
 def read(path: Path) -> ModelSettings:
@@ -52,6 +63,11 @@ def parse(data: Any, where: str = "model.yaml") -> ModelSettings:
         effects=_one_of(data, "effects", _EFFECTS, where),
         features=_features(data, where),
         missing=_one_of(data, "missing", _MISSING, where),
+        inputs=_tensors(data, "inputs", where),
+        outputs=_tensors(data, "outputs", where),
+        categories=_categories(data, where),
+        labels=_labels(data, where),
+        options=_options(data, where),
         digest=_digest(data, where),
     )
 
@@ -99,6 +115,69 @@ def _features(data: dict[str, Any], where: str) -> dict[str, tuple[str, ...]] | 
         if not all(isinstance(column, str) for column in columns) or len(set(columns)) != len(columns):
             raise Refused(f"{where}: features: names of columns, each once, are wanted, {columns!r} came")
     return {name: tuple(columns) for name, columns in named.items()}
+
+
+def _tensors(data: dict[str, Any], key: str, where: str) -> tuple[TensorSpec, ...] | None:
+    value = data.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        raise Refused(f"{where}: {key}: a list of {{name, datatype, shape}} is wanted, {value!r} came")
+    specs = [_tensor(item, f"{where}: {key}") for item in value]
+    if len({spec.name for spec in specs}) != len(specs):
+        raise Refused(f"{where}: {key}: a name comes twice; wanted once each: {', '.join(s.name for s in specs)}")
+    return tuple(specs)
+
+
+def _tensor(item: Any, where: str) -> TensorSpec:
+    _mapping(item, _TENSOR, where)
+    name, datatype, shape = item.get("name"), item.get("datatype"), item.get("shape", [-1])
+    if not isinstance(name, str) or not name:
+        raise Refused(f"{where}: a name is wanted for each, {item!r} came")
+    if datatype not in DATATYPES:
+        raise Refused(f"{where}: {name}: datatype: one of {', '.join(DATATYPES)} wanted, {datatype!r} came")
+    if not isinstance(shape, list) or not all(type(size) is int and (size == -1 or size > 0) for size in shape):
+        raise Refused(f"{where}: {name}: shape: a list of sizes is wanted, -1 where one varies, {shape!r} came")
+    return TensorSpec(name, datatype, tuple(shape))
+
+
+def _categories(data: dict[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+    value = data.get("categories", {})
+    if not isinstance(value, dict):
+        raise Refused(f"{where}: categories: {{feature: [texts]}} is wanted, {value!r} came")
+    return {str(name): _texts(texts, f"{where}: categories: {name}") for name, texts in value.items()}
+
+
+def _labels(data: dict[str, Any], where: str) -> Labels | None:
+    value = data.get("labels")
+    if value is None:
+        return None
+    where = f"{where}: labels"
+    value = {"names": value} if isinstance(value, list) else value
+    _mapping(value, _LABELS, where)
+    names = _texts(value.get("names"), where)
+    threshold = value.get("threshold", 0.5)
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise Refused(f"{where}: threshold: a number wanted, {threshold!r} came")
+    if "threshold" in value and len(names) != 2:
+        raise Refused(f"{where}: threshold: only between two names, {len(names)} came")
+    of, output = _typed(value, "of", str, where), _typed(value, "output", str, where)
+    return Labels(names, of or "", float(threshold), output or "label")
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        raise Refused(f"{where}: a list of texts is wanted, {value!r} came; put numbers and yes/no in quotes")
+    if len(set(value)) != len(value):
+        raise Refused(f"{where}: each text once is wanted, {value!r} came")
+    return tuple(value)
+
+
+def _options(data: dict[str, Any], where: str) -> dict[str, Any]:
+    value = data.get("options", {})
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise Refused(f"{where}: options: a mapping is wanted, {value!r} came")
+    return value
 
 
 def _digest(data: dict[str, Any], where: str) -> str | None:

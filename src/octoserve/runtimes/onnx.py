@@ -39,13 +39,14 @@ class OnnxRuntime:
     """Loads `model.onnx` from a version folder."""
 
     name = "onnx"
-    artifact = "model.onnx"
+    artifacts: tuple[str, ...] = ("model.onnx",)
+    distributions: tuple[str, ...] = ("onnxruntime",)
 
     def load(self, folder: Path, settings: RuntimeSettings) -> OnnxModel:
         """Raises BrokenVersion with ONNX Runtime's reason."""
         import onnxruntime
 
-        path = folder / self.artifact
+        path = folder / self.artifacts[0]
         if not path.is_file():
             raise BrokenVersion(f"{path.name} is missing in {folder}")
         onnxruntime.set_default_logger_severity(3)
@@ -68,6 +69,7 @@ class OnnxModel:
     """A session and its signature."""
 
     platform = "onnx_onnxruntime"
+    lanes = 0
 
     def __init__(self, session: Any, batching: bool | None) -> None:
         inputs = [_spec(node.name, node.type, node.shape) for node in session.get_inputs()]

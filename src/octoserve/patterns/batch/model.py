@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from octoserve.core.errors import SettingsError
+from octoserve.lifecycle.loading import load
 from octoserve.lifecycle.lookup import find
 from octoserve.lifecycle.probe import settle_batching
 from octoserve.patterns.batch.job import ModelIdentity
 from octoserve.repository.digest import stamp
 from octoserve.repository.layout import ModelSettings, Refused
-from octoserve.runtimes.protocol import LoadedModel, Runtime, RuntimeSettings
+from octoserve.runtimes.protocol import LoadedModel, Runtime
 
 
 class Version:
@@ -34,7 +35,8 @@ class Version:
         self.settings: ModelSettings = found.settings
         self.library = libraries.get(found.runtime, found.runtime)
         self._folder = Path(found.path)
-        self._runtime = runtimes[found.runtime]
+        self._runtimes = runtimes
+        self._runtime = found.runtime
         self._stamp = before
 
     def __str__(self) -> str:
@@ -42,7 +44,7 @@ class Version:
 
     def load(self) -> LoadedModel:
         """On one thread: a model a core beats one on all of them. Raises BrokenVersion, SettingsError."""
-        loaded = self._runtime.load(self._folder, RuntimeSettings(1, self.settings.batching))
+        loaded = load(self._runtimes, self._runtime, self._folder, 1, self.settings.batching)
         self.check()
         return loaded
 

@@ -112,7 +112,7 @@ def fit(crew: Crew, loaded: Mapping[int, LoadedModel], table: Table, settings: J
             loaded[number].signature,
             table.schema,
             settings,
-            version.settings.features or {},
+            loaded[number].signature.features,
             str(version),
             may_round=table.is_text,
         )
@@ -138,6 +138,6 @@ def fit(crew: Crew, loaded: Mapping[int, LoadedModel], table: Table, settings: J
 def _wishes(crew: Crew, loaded: Mapping[int, LoadedModel], table: Table, settings: JobSettings) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, version in reversed(list(crew.by_number.items())):  # the stable one is the first
-        features = version.settings.features or {}
-        found |= wishes(loaded[number].signature, table.schema, settings, features, str(version))
+        signature = loaded[number].signature
+        found |= wishes(signature, table.schema, settings, signature.features, str(version))
     return found

@@ -64,7 +64,7 @@ def score(
     chosen = Version(repository, model, version, here.runtimes, here.libraries)
     loaded = chosen.load_first()
     schema = pyspark("sql.pandas.types").to_arrow_schema(frame.schema, timezone="UTC")
-    matched = match(loaded.signature, schema, settings, chosen.settings.features or {}, str(chosen))
+    matched = match(loaded.signature, schema, settings, loaded.signature.features, str(chosen))
     spark = Spark(frame.sparkSession)
     recipe = _Recipe(
         model=chosen.identity,

@@ -48,7 +48,7 @@ from octoserve.patterns.online.supervisor.route_backend import RouteBackends, ke
 from octoserve.patterns.online.supervisor.service_files import ServiceFiles, ServiceRecord, write_atomically
 from octoserve.patterns.online.supervisor.slo_watch import SloWatch
 from octoserve.patterns.online.supervisor.worker_process import spawn_blank
-from octoserve.repository.layout import ARTIFACTS, VersionOnDisk
+from octoserve.repository.layout import ARTIFACTS, Formats, VersionOnDisk
 from octoserve.repository.local import LocalRepository
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Supervisor:
     strategies: what makes the course of a rollout, by name
     pairs:     what keeps a shadow's pairs, made for the state directory
     consumers: what answers asynchronous requests
+    formats:   what versions are made of
     on_ready:  called once when the ports are known and the first versions have loaded or failed
     """
 
@@ -89,6 +90,7 @@ class Supervisor:
         times: FleetTimes | None = None,
         strategies: Mapping[str, Strategy] | None = None,
         pairs: Callable[[Path], Pairs] | None = None,
+        formats: Formats | None = None,
         consumers: Consumers | None = None,
     ) -> None:
         self.settings = settings
@@ -101,8 +103,13 @@ class Supervisor:
         """Workers that were adopted and are left to a successor."""
         self.exit_code = 0
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        formats = formats or Formats(ARTIFACTS)
         self.repository = LocalRepository(
-            settings.repository, ARTIFACTS, settings.model or None, settle=settings.settle
+            settings.repository,
+            formats.artifacts,
+            settings.model or None,
+            named=formats.named,
+            settle=settings.settle,
         )
         self._claim()
         root = self.repository.root
@@ -544,6 +551,7 @@ def serve(
     spare: Sequence[subprocess.Popen[bytes]] = (),
     strategies: Mapping[str, Strategy] | None = None,
     pairs: Callable[[Path], Pairs] | None = None,
+    formats: Formats | None = None,
     consumers: Consumers | None = None,
 ) -> int:
     """Run a service until it is told to stop; the exit code. Raises SettingsError."""
@@ -555,6 +563,7 @@ def serve(
             spare=spare,
             strategies=strategies,
             pairs=pairs,
+            formats=formats,
             consumers=consumers,
         )
         return await made.run()

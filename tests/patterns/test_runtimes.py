@@ -1,0 +1,152 @@
+"""Every format through real HTTP, in batches and in queues: the numbers are those of the library itself."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import octoserve
+from support.formats import FORMATS, NAMES, Made, made, v2
+from support.service import Served, serving, until
+
+LABELLED = "labels: [legit, fraud]\nmissing: refuse\n"
+
+
+class Place:
+    """A service of every format at version 1, and what each should answer."""
+
+    def __init__(self, service: Served, repository: Path, known: dict[str, Made]) -> None:
+        self.service = service
+        self.repository = repository
+        self.made = known
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("formats")
+    repository = folder / "models"
+    known = {kind: made(kind, repository) for kind in FORMATS}
+    known["labelled"] = made("xgboost", repository, "labelled", yaml=LABELLED)
+    with serving(repository, folder / "service", patience=180) as service:
+        until(lambda: all(e["state"] == "READY" for e in service.index().values()), 180)
+        yield Place(service, repository, known)
+
+
+def outputs(answer: Any) -> dict[str, np.ndarray]:
+    assert answer.status == 200, answer.body
+    return {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in answer.json()["outputs"]}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_answers_are_the_librarys_own(place: Place, kind: str) -> None:
+    inputs, expected = place.made[kind]
+    came = outputs(place.service.ask("POST", f"/v2/models/{kind}/infer", v2(inputs)))
+    for name, wanted in expected.items():
+        if wanted.dtype.kind == "f":
+            assert np.allclose(came[name], wanted, rtol=1e-6, atol=1e-7), name
+        else:
+            assert came[name].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_row_alone_and_a_row_among_many_are_answered_alike(place: Place, kind: str) -> None:
+    inputs, _ = place.made[kind]
+    one = {name: array[3:4] for name, array in inputs.items()}
+    alone = outputs(place.service.ask("POST", f"/v2/models/{kind}/infer", v2(one)))
+    many = outputs(place.service.ask("POST", f"/v2/models/{kind}/infer", v2(inputs)))
+    for name, array in alone.items():
+        assert array[0].tolist() == many[name][3].tolist()
+
+
+def test_labels_are_an_output_more(place: Place) -> None:
+    inputs, expected = place.made["labelled"]
+    came = outputs(place.service.ask("POST", "/v2/models/labelled/infer", v2(inputs)))
+    assert np.allclose(came["prediction"], expected["prediction"], atol=1e-7)
+    assert came["label"].tolist() == ["fraud" if p >= 0.5 else "legit" for p in expected["prediction"]]
+    assert set(came["label"].tolist()) == {"legit", "fraud"}
+
+
+def test_a_missing_number_is_refused_where_the_version_says_so(place: Place) -> None:
+    rows = place.made["labelled"].inputs["features"][:2].copy()
+    rows[1, 2] = np.nan
+    spec = {"name": "features", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": rows.nbytes}}
+    head = encoded({"inputs": [spec]})
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = place.service.ask("POST", "/v2/models/labelled/infer", head + rows.tobytes(), headers)
+    assert answer.status == 400
+    assert "hour of row 1 is missing" in answer.json()["error"]
+    answer = place.service.ask("POST", "/v2/models/xgboost/infer", head + rows.tobytes(), headers)
+    assert answer.status == 200
+
+
+def encoded(what: Any) -> bytes:
+    return json.dumps(what).encode()
+
+
+def test_a_text_that_the_model_was_not_trained_with_is_refused(place: Place) -> None:
+    inputs = {name: array[:1] for name, array in place.made["lightgbm_cities"].inputs.items()}
+    inputs["city"] = np.array([b"Atlantis"], dtype=object)
+    answer = place.service.ask("POST", "/v2/models/lightgbm_cities/infer", v2(inputs))
+    assert answer.status == 400
+    assert "'Atlantis' is no category" in answer.json()["error"]
+    assert "'Bern', 'Oslo', 'Rome'" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("kind", ["labelled", "lightgbm_cities"])
+def test_a_batch_gives_the_same(place: Place, kind: str, tmp_path: Path) -> None:
+    """The columns are found by the names that the artifact has, in whatever order the table has them."""
+    inputs, expected = place.made[kind]
+    columns = dict(inputs) if len(inputs) > 1 else dict(zip(NAMES, inputs["features"].T, strict=True))
+    table = {name: [v.decode() if isinstance(v, bytes) else v for v in column.tolist()]
+             for name, column in reversed(columns.items())}  # fmt: skip
+    count = len(expected["prediction"])
+    kinds = {"float32": pa.float32(), "float64": pa.float64()}
+    arrays = {name: pa.array(values, kinds.get(columns[name].dtype.name)) for name, values in table.items()}
+    pq.write_table(pa.table({"id": range(count), **arrays}), tmp_path / "in.parquet")
+    octoserve.batch(place.repository, kind, str(tmp_path / "in.parquet"), tmp_path / "out", keys=["id"], progress=False)
+    came = pq.read_table(tmp_path / "out").sort_by("id")
+    assert np.allclose(came["prediction"].to_numpy(), expected["prediction"], rtol=1e-6)
+    if kind == "labelled":
+        assert came["label"].to_pylist() == ["fraud" if p >= 0.5 else "legit" for p in expected["prediction"]]
+
+
+def test_a_queue_gives_the_same(place: Place, tmp_path: Path) -> None:
+    inputs, expected = place.made["labelled"]
+    lines = [encoded(dict(zip(NAMES, row.tolist(), strict=True))) for row in inputs["features"][:5]]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    octoserve_cli(tmp_path, "queue", "send", "embedded", str(tmp_path / "rows.jsonl"))
+    octoserve_cli(
+        tmp_path, "queue", "run", "--repository", str(place.repository), "--model", "labelled", "--source", "embedded",
+        "--sink", "sqlite:///answers.db?table=t", "--until-idle", "1s",
+    )  # fmt: skip
+    with closing(sqlite3.connect(tmp_path / "answers.db")) as db:
+        found = db.execute("select prediction, label from t order by prediction").fetchall()
+    wanted = sorted(expected["prediction"][:5].tolist())
+    assert np.allclose([score for score, _ in found], wanted, rtol=1e-6)
+    assert [label for _, label in found] == ["fraud" if p >= 0.5 else "legit" for p in wanted]
+
+
+def octoserve_cli(folder: Path, *arguments: str, code: int = 0) -> str:
+    """What it prints, both streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "octoserve", *arguments], cwd=folder, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_inspect_shows_what_the_artifact_says(place: Place, tmp_path: Path) -> None:
+    shown = octoserve_cli(tmp_path, "model", "inspect", "labelled", "--repository", str(place.repository))
+    assert "features  FP32 [-1, 3]" in shown
+    assert "label  BYTES [-1]" in shown

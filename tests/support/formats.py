@@ -1,0 +1,128 @@
+"""A trained version of each format, small and quick to make: its folder, rows for it, and what its library predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from octoserve.core.tensors import Array
+
+NAMES = ("amount", "age", "hour")
+CITIES = ("Bern", "Oslo", "Rome")
+
+
+class Made(NamedTuple):
+    """inputs: name -> rows. expected: output -> what the library itself gives for them."""
+
+    inputs: dict[str, Array]
+    expected: dict[str, Array]
+
+
+def rows(count: int = 40) -> Array:
+    """FP64 rows of the features `NAMES`."""
+    random = np.random.default_rng(7)
+    return np.round(random.uniform(0, 10, (count, len(NAMES))), 2)
+
+
+def classes(table: Array, count: int = 2) -> Array:
+    """What is to be learned: 0 to count - 1."""
+    return np.clip((table.sum(axis=1) / 30 * count).astype(int), 0, count - 1)
+
+
+def with_cities(count: int = 60) -> pd.DataFrame:
+    """The same features, and a column of text that matters."""
+    frame = pd.DataFrame(rows(count), columns=list(NAMES))
+    frame["city"] = pd.Categorical([CITIES[i % 3] for i in range(count)], categories=CITIES)
+    return frame
+
+
+def columns_of(frame: pd.DataFrame, datatype: type) -> dict[str, Array]:
+    """One array a column, text as bytes."""
+    found: dict[str, Array] = {name: frame[name].to_numpy(datatype) for name in NAMES}
+    found["city"] = np.array([str(city).encode() for city in frame["city"]], dtype=object)
+    return found
+
+
+def xgboost_model(folder: Path, file: str = "model.ubj") -> Made:
+    """Of two classes."""
+    import xgboost
+
+    table = rows()
+    told = xgboost.DMatrix(table, label=classes(table), feature_names=list(NAMES))
+    booster = xgboost.train({"objective": "binary:logistic", "max_depth": 3, "nthread": 1}, told, 5)
+    booster.save_model(folder / file)
+    return Made({"features": table.astype(np.float32)}, {"prediction": booster.predict(told)})
+
+
+def xgboost_cities(folder: Path) -> Made:
+    """With a column of text."""
+    import xgboost
+
+    frame = with_cities()
+    target = frame["amount"] + 3 * (frame["city"] == "Oslo")
+    told = xgboost.DMatrix(frame, label=target, enable_categorical=True)
+    booster = xgboost.train({"max_depth": 4, "nthread": 1, "max_cat_to_onehot": 1}, told, 8)
+    booster.save_model(folder / "model.json")
+    return Made(columns_of(frame, np.float32), {"prediction": booster.predict(told)})
+
+
+def lightgbm_model(folder: Path) -> Made:
+    """Of three classes."""
+    import lightgbm
+
+    table = rows(80)
+    told = lightgbm.Dataset(table, label=classes(table, 3), feature_name=list(NAMES))
+    settings = {"objective": "multiclass", "num_class": 3, "min_data_in_leaf": 2, "verbose": -1, "num_threads": 1}
+    booster = lightgbm.train(settings, told, 4)
+    booster.save_model(folder / "model.txt")
+    return Made({"features": table}, {"prediction": booster.predict(table)})
+
+
+def lightgbm_cities(folder: Path) -> Made:
+    """With a column of text."""
+    import lightgbm
+
+    frame = with_cities(200)
+    target = frame["amount"] + 3 * (frame["city"] == "Oslo")
+    settings = {"min_data_in_leaf": 2, "min_data_per_group": 2, "verbose": -1, "num_threads": 1}
+    booster = lightgbm.train(settings, lightgbm.Dataset(frame, label=target), 8)
+    booster.save_model(folder / "model.txt")
+    return Made(columns_of(frame, np.float64), {"prediction": booster.predict(frame)})
+
+
+FORMATS: dict[str, Callable[[Path], Made]] = {
+    "xgboost": xgboost_model,
+    "xgboost_cities": xgboost_cities,
+    "lightgbm": lightgbm_model,
+    "lightgbm_cities": lightgbm_cities,
+}
+
+
+def made(kind: str, repository: Path, name: str = "", version: int = 1, yaml: str = "") -> Made:
+    """`<repository>/<name>/<version>` of this kind."""
+    folder = repository / (name or kind) / str(version)
+    folder.mkdir(parents=True)
+    result = FORMATS[kind](folder)
+    if yaml:
+        (folder / "model.yaml").write_text(yaml)
+    return result
+
+
+def v2(inputs: dict[str, Array]) -> dict[str, Any]:
+    """A request of the Open Inference Protocol, as JSON."""
+    names = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "object": "BYTES"}
+    return {
+        "inputs": [
+            {
+                "name": name,
+                "datatype": names[array.dtype.name],
+                "shape": list(array.shape),
+                "data": [v.decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()],
+            }
+            for name, array in inputs.items()
+        ]
+    }
