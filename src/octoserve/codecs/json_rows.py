@@ -67,8 +67,9 @@ class JsonRows:
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
         """Never raises for what a payload holds."""
         try:
-            rows = [msgspec.structs.astuple(self._decode(payload)) for payload in payloads]
-            ids = [self._id(row) for row in rows]
+            decode, as_tuple = self._decode, msgspec.structs.astuple
+            rows = [as_tuple(decode(payload)) for payload in payloads]
+            ids = self._ids(rows)
             columns = self._tensors.tensors(rows)
             return Decoded([Group(columns, list(range(len(rows))))], ids, {})
         except (ValueError, OverflowError, TypeError, msgspec.MsgspecError, RecursionError, InvalidInput):
@@ -96,6 +97,13 @@ class JsonRows:
                 fit.setdefault(shapes, {})[place] = row
         groups = [Group(self._tensors.tensors(list(rows.values())), list(rows)) for rows in fit.values()]
         return Decoded(groups, ids, unfit)
+
+    def _ids(self, rows: Sequence[tuple[Any, ...]]) -> list[str | None]:
+        at = self._id_at
+        if at is None:
+            return [None] * len(rows)
+        own = [row[at] for row in rows]
+        return own if set(map(type, own)) == {str} and all(own) else [message_id(value) for value in own]
 
     def _id(self, row: tuple[Any, ...]) -> str | None:
         return None if self._id_at is None else message_id(row[self._id_at])

@@ -114,10 +114,12 @@ class RowTensors:
         else:
             cells = [row[feed.places[0]] for row in rows]
         kind = feed.kind.kind
-        if kind != "float" or not self._nan:
+        if kind != "float":
             _refuse_missing(feed, rows)
         array = _strings(cells) if kind == "bytes" else _numbers(feed, cells)
         if kind == "float":
+            if not self._nan and np.isnan(array).any():  # what is None has become one; to look at each cell takes long
+                _refuse_missing(feed, rows)
             array = _narrowed(feed, array)
         shape = (len(rows), *feed.spec.shape[1:])
         if not feed.stacked and feed.spec.shape[1:] == (1,):

@@ -261,11 +261,11 @@ class KafkaSource:
         self._go_on()
         self._release()
         if not self._arrived:
-            came = self._consumer.consume(1, self._patience(timeout))
-            if came:
-                came += self._consumer.consume(max(1, rows), 0.0)
-            self._take(came)
-            self._release()
+            self._take(self._consumer.consume(1, self._patience(timeout)))
+        # What is there of the rest. One more than is wanted would be left over, and the next micro-batch be that one.
+        if self._arrived and (room := rows - len(self._arrived)) > 0:
+            self._take(self._consumer.consume(room, 0.0))
+        self._release()
         self._claim_again()
         self._raise()
         return self._cut(rows, nbytes)
@@ -342,6 +342,10 @@ class KafkaSource:
     def _cut(self, rows: int, nbytes: int) -> list[Message]:
         taken: list[Message] = []
         size, arrived = 0, self._arrived
+        if len(arrived) <= rows and sum([len(message.value) for message in arrived]) <= nbytes:
+            taken += arrived
+            arrived.clear()
+            return taken
         while arrived and len(taken) < rows:
             size += len(arrived[0].value)
             if taken and size > nbytes:

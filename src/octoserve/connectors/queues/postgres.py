@@ -112,7 +112,7 @@ class PostgresSink:
                     f"create table if not exists {self._lanes} (source text, lane text, epoch bigint not null, "
                     '"offset" bigint, expires timestamptz, primary key (source, lane))'
                 )
-            connection.execute(f"explain {self._insert}", self._values([], [[] for _ in kinds], [], "", 0.0))
+            connection.execute(f"explain {self._insert}", ["", 0.0, *["{}"] * (len(kinds) + 2)])
         except self._database.error as error:
             if getattr(error, "sqlstate", None) and error.sqlstate[:2] in _SETUP:  # type: ignore[attr-defined]
                 self.close()
@@ -150,8 +150,12 @@ class PostgresSink:
 
     def store(self, results: Results, moves: Sequence[Move]) -> Stored:
         """See `QueueSink.store`."""
-        cells = [columns.values(a, spec) for a, spec in zip(results.columns, results.outputs, strict=True)]
-        values = self._values(results.ids, cells, results.versions.tolist(), results.model, results.scored_at)
+        cells = [
+            _array(columns.values(a, spec), _type(spec) in _TEXTS)
+            for a, spec in zip(results.columns, results.outputs, strict=True)
+        ]
+        versions = _array(results.versions.tolist(), False)
+        values = [results.model, results.scored_at, _array(results.ids, True), *cells, versions]
         try:
             connection = self._connected()
             with connection.transaction():
@@ -165,22 +169,23 @@ class PostgresSink:
             raise self._away(error) from None
         return Stored(written, len(results.ids) - written)
 
-    @staticmethod
-    def _values(
-        ids: Sequence[str], cells: Sequence[list[Any]], versions: list[int], model: str, at: float
-    ) -> list[Any]:
-        return [model, at, list(ids), *cells, versions]
-
     def _move(self, connection: Any, moves: Sequence[Move]) -> None:
-        for move in sorted(moves, key=lambda move: move.lane):  # in one order, so that two never wait for each other
-            changed = connection.execute(
+        ordered = sorted(moves, key=lambda move: move.lane)  # in one order, so that two never wait for each other
+        with connection.cursor() as cursor:
+            cursor.executemany(  # all of them in one round trip
                 f'update {self._lanes} set "offset" = coalesce(%s, "offset"), '
                 "expires = now() + %s * interval '1 s' "
-                "where source = %s and lane = %s and epoch = %s and (expires is null or expires > now())",
-                (move.offset, self._hold, self._source, move.lane, move.epoch),
-            ).rowcount
-            if not changed:
-                raise Fenced(f"{self.label}: {move.lane} is no longer ours (epoch {move.epoch}); nothing was written")
+                "where source = %s and lane = %s and epoch = %s and (expires is null or expires > now()) "
+                "returning lane",
+                [(move.offset, self._hold, self._source, move.lane, move.epoch) for move in ordered],
+                returning=True,
+            )
+            for move in ordered:
+                if not cursor.rowcount:
+                    raise Fenced(
+                        f"{self.label}: {move.lane} is no longer ours (epoch {move.epoch}); nothing was written"
+                    )
+                cursor.nextset()
 
     def _away(self, error: Exception) -> Unavailable:
         text = self._database.text_of(error)
@@ -202,3 +207,22 @@ def _type(spec: TensorSpec) -> str:
         "UINT8": "smallint", "UINT16": "integer", "UINT32": "bigint", "UINT64": "numeric(20)", "FP16": "real",
         "FP32": "real", "BF16": "real", "FP64": "double precision", "BYTES": "text",
     }[spec.datatype]  # fmt: skip
+
+
+_TEXTS = ("text", "jsonb")
+
+
+def _array(values: Sequence[Any], texts: bool) -> str:
+    """An array as PostgreSQL reads it, each text in quotes. The client library would take a third of a worker's time
+    for it, since it asks each element what it is.
+
+    Source: PostgreSQL's documentation, "Array Input and Output Syntax".
+    """
+    if not values:
+        return "{}"
+    if not texts:
+        return "{" + ",".join(map(str, values)) + "}"
+    joined = '","'.join(values)
+    if "\\" in joined or joined.count('"') > 2 * (len(values) - 1):
+        joined = '","'.join(text.replace("\\", "\\\\").replace('"', '\\"') for text in values)
+    return '{"' + joined + '"}'

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-_WEIGHT = 0.3
-"""Of the newest measurement."""
+_SLOWER, _FASTER = 0.3, 0.7
+"""Weights of the newest measurement. What each micro-batch costs whatever its size is shared by more rows in a larger
+one: that it was faster says more of the rate than that one was slower."""
 
 
 class Pace:
@@ -32,5 +33,5 @@ class Pace:
         row = seconds / rows
         if self._row is None:
             self._row = row
-        elif rows * 4 >= self.rows or row > self._row:  # a small one says little of the rate, unless it is slow
-            self._row += _WEIGHT * (row - self._row)
+        elif rows * 4 >= self.rows or seconds > self._seconds:  # a small one says little of the rate, unless it is slow
+            self._row += (_FASTER if row < self._row else _SLOWER) * (row - self._row)

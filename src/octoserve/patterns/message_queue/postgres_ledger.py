@@ -117,19 +117,27 @@ class PostgresLedger:
             connection.execute("delete from octoserve_running where source = %s and owner = %s", (self._source, owner))
 
     def _read(self, connection: Any, wanted: set[Position]) -> dict[Position, Attempts]:
-        found = {}
-        for partition in {position.partition for position in wanted}:
-            offsets = [position.offset for position in wanted if position.partition == partition]
-            rows = connection.execute(
-                'select "offset", attempts from octoserve_attempt '
-                'where source = %s and partition = %s and "offset" between %s and %s',
-                (self._source, partition, min(offsets), max(offsets)),
-            )
-            for offset, packed in rows:
-                position = Position(partition, offset)
-                if position in wanted:
-                    found[position] = msgspec.msgpack.decode(bytes(packed), type=Attempts)
-        return found
+        bounds: dict[str, tuple[int, int]] = {}
+        for partition, offset in wanted:
+            low, high = bounds.get(partition, (offset, offset))
+            bounds[partition] = (min(low, offset), max(high, offset))
+        rows = connection.execute(
+            'select a.partition, a."offset", a.attempts from octoserve_attempt a '
+            "join unnest(%s::text[], %s::bigint[], %s::bigint[]) as w(partition, low, high) "
+            'on a.partition = w.partition and a."offset" between w.low and w.high where a.source = %s',
+            (
+                list(bounds),
+                [low for low, _ in bounds.values()],
+                [high for _, high in bounds.values()],
+                self._source,
+            ),
+        )
+        found = {Position(partition, offset): packed for partition, offset, packed in rows}
+        return {
+            position: msgspec.msgpack.decode(bytes(packed), type=Attempts)
+            for position, packed in found.items()
+            if position in wanted
+        }
 
     def _write(self, connection: Any, attempts: Mapping[Position, Attempts]) -> None:
         with connection.cursor() as cursor:
