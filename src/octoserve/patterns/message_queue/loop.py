@@ -172,7 +172,8 @@ class Loop:
         ends: dict[str, int] = {}
         for message in messages:
             partition, offset = message.position
-            ends[partition] = max(ends.get(partition, 0), offset + 1)
+            if offset >= ends.get(partition, 0):
+                ends[partition] = offset + 1
         return [Move(partition, self._epochs[partition], offset) for partition, offset in ends.items()]
 
     def renew(self) -> None:
@@ -233,11 +234,12 @@ class Loop:
     def _do(self, portion: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
         began = self._clock()
         self._in_hand = frozenset(message.position.partition for message in portion) if self._is_log else frozenset()
-        spent = [message for message in portion if self._work.policy.spent(known.get(message.position, Attempts()))]
+        tried = [message for message in portion if message.position in known] if known else []
+        spent = [message for message in tried if self._work.policy.spent(known[message.position])]
         if spent:
             self._give_up(spent, known)
         else:
-            if portion[0].position in known:
+            if tried:
                 self._beat(True)  # what was counted is not to be lost with us
             self._insist(_LEDGER, lambda: self._ledger.begin([message.position for message in portion]))
             self._statistics.attempts.add(len(portion))
@@ -344,7 +346,7 @@ class Loop:
         again = {each.message.position for each in failed if each.fate is Fate.RETRY and not self._is_log}
         done = [message for message in portion if message.position not in again] if again else portion
         self._source.settle(done)
-        over = [m.position for m in done if m.position in known]
+        over = [m.position for m in done if m.position in known] if known else []
         over += [each.message.position for each in failed if each.message.position not in again]
         over += [results.messages[row].position for row in bad]
         if over:
@@ -431,6 +433,10 @@ class Loop:
 
 def portions(messages: Sequence[Message], known: Mapping[Position, Attempts]) -> Iterator[Sequence[Message]]:
     """Runs of messages without a history together, each with one alone, in the order that they came."""
+    if not known:
+        if messages:
+            yield messages
+        return
     fresh: list[Message] = []
     for message in messages:
         if message.position in known:
