@@ -1,4 +1,4 @@
-"""kill -9 of jobs whose sink is a table of PostgreSQL or of Delta: in the end there is the undisturbed result."""
+"""kill -9 of jobs whose sink is a table of PostgreSQL, Delta or Iceberg: in the end there is the undisturbed result."""
 
 from __future__ import annotations
 
@@ -11,14 +11,27 @@ from typing import Any
 
 import psycopg
 import pytest
-from deltalake import DeltaTable
 
 from octoserve.patterns.batch import postgres_sink
 from octoserve.patterns.batch.places import sink_of
 from octoserve.patterns.batch.run import Wish, resume, run
 from octoserve.patterns.batch.verify import verify
 from support import postgres
-from support.batch import AFTER, BEFORE, BORNE, HALF, counting, dies, forks, put_model, put_table, score, tools, wish
+from support.batch import (
+    AFTER,
+    BEFORE,
+    BORNE,
+    HALF,
+    counting,
+    dies,
+    ends_by_itself_or_killed,
+    put_model,
+    put_table,
+    score,
+    tools,
+    wish,
+)
+from support.batch_sinks import Delta, Iceberg, a_catalog, catalog_variables
 from support.scale import FULL
 
 BAD = (7, 120, 499)
@@ -51,6 +64,11 @@ def url() -> Iterator[str]:
 
 STEPS = ("_enter", "write_job", "begin", "_make", "write", "write_line", "finish", "_move", "commit")
 """In the order in which a run comes by them first."""
+
+
+def some_steps() -> list[tuple[str, str, int]]:
+    points = [(step, when, number) for step in STEPS for when in (BEFORE, AFTER) for number in (1, 2)]
+    return points if FULL else random.Random(5).sample(points, 6)
 
 
 def _child(asked: Wish, step: str, when: str, number: int) -> None:
@@ -88,14 +106,10 @@ def test_killed_at_a_step_of_postgresql(ground: tuple[Path, str], url: str, monk
 
         expected, bad = rows("undisturbed"), rows("undisturbed_bad")
         assert (len(expected), len(bad)) == (497, 3)
-        points = [(step, when, number) for step in STEPS for when in (BEFORE, AFTER) for number in (1, 2)]
-        for step, when, number in points if FULL else random.Random(5).sample(points, 6):
+        for step, when, number in some_steps():
             table = f"k_{step}_{when}_{number}".replace("__", "_")
             asked = wish(*ground, f"{url}?table={table}")  # type: ignore[arg-type]
-            process = forks.Process(target=_child, args=(asked, step, when, number))
-            process.start()
-            process.join(120)
-            assert process.exitcode in (0, -signal.SIGKILL)
+            ends_by_itself_or_killed(_child, asked, step, when, number)
             there = connection.execute(f"select to_regclass('{table}')").fetchone()
             if there != (None,):
                 assert rows(table) == expected, "everything, or nothing"
@@ -107,34 +121,73 @@ def test_killed_at_a_step_of_postgresql(ground: tuple[Path, str], url: str, monk
         assert left == (0,)
 
 
-# Delta.
+# Delta and Iceberg.
 
 
-def test_killed_at_a_step_of_delta(ground: tuple[Path, str], tmp_path: Path) -> None:
+def some_points(steps: int) -> list[tuple[int, str]]:
+    """All of them in a full run, else few, most of them about the commit."""
+    points = [(step, when) for step in range(1, steps + 1) for when in (BEFORE, HALF, AFTER)]
+    last = [(step, when) for step, when in points if step > steps - 6]
+    return points if FULL else [*random.Random(steps).sample(points, 1), *random.Random(1).sample(last, 3)]
+
+
+@pytest.fixture
+def delta(tmp_path: Path) -> Delta:
+    return Delta(tmp_path)
+
+
+@pytest.fixture
+def iceberg(tmp_path: Path) -> Iterator[Iceberg]:
+    with a_catalog(tmp_path) as catalog:
+        yield Iceberg(tmp_path / "tables", catalog)
+
+
+@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+def test_killed_at_a_step_of_a_lake(kind: str, ground: tuple[Path, str], request: pytest.FixtureRequest) -> None:
+    case: Delta | Iceberg = request.getfixturevalue(kind)
     files = counting()
-    score(wish(*ground, f"delta:{tmp_path / 'undisturbed'}"), files=files)  # type: ignore[arg-type]
-    expected = _delta(tmp_path / "undisturbed")
-    assert expected is not None
-    assert len(expected) == 497
-    points = [(step, when) for step in range(1, files.steps + 1) for when in (BEFORE, HALF, AFTER)]
-    last = [(step, when) for step, when in points if step > files.steps - 6]  # about the commit
+    undisturbed = wish(*ground, case.new("undisturbed"))  # type: ignore[arg-type]
+    score(undisturbed, files=files)
+    expected = case.contents(undisturbed.sink)
+    assert len(expected[0]) == 497
     died = 0
-    for step, when in (
-        points if FULL else [*random.Random(files.steps).sample(points, 2), *random.Random(1).sample(last, 3)]
-    ):
-        root = tmp_path / f"{step}-{when}"
-        asked = wish(*ground, f"delta:{root}")  # type: ignore[arg-type]
-        died += dies(asked, step, when)
-        assert _delta(root) in (None, expected), "everything, or nothing"
-        go_on(asked)
-        assert _delta(root) == expected, f"killed {when} step {step}"
-        assert DeltaTable(str(root)).version() == 0, "one commit"
-        assert not (root / "_octoserve").exists()
-        assert verify(asked.sink).differences == ()
-    assert died >= 4
+    for step, when in some_points(files.steps):
+        asked = wish(*ground, case.new(f"k-{step}-{when}"))  # type: ignore[arg-type]
+        died += dies(asked, step, when, variables=catalog_variables())
+        assert_resumed(case, asked, expected)
+    assert died >= 3
 
 
-def _delta(root: Path) -> list[dict[str, Any]] | None:
-    if not DeltaTable.is_deltatable(str(root)):
-        return None
-    return sorted(DeltaTable(str(root)).to_pyarrow_table().to_pylist(), key=lambda row: row["id"])
+def test_killed_at_the_commit_of_the_catalog(ground: tuple[Path, str], iceberg: Iceberg) -> None:
+    """Its manifests lie there already; before it nobody reads them, after it a resumed run must not commit again."""
+    undisturbed = wish(*ground, iceberg.new("undisturbed"))  # type: ignore[arg-type]
+    score(undisturbed)
+    expected = iceberg.contents(undisturbed.sink)
+    for when in (BEFORE, AFTER):
+        asked = wish(*ground, iceberg.new(f"commit-{when}"))  # type: ignore[arg-type]
+        assert ends_by_itself_or_killed(_dies_at_the_commit, asked, when, catalog_variables()) != 0
+        assert (iceberg.seen(asked.sink) is None) == (when == BEFORE)
+        assert_resumed(iceberg, asked, expected)
+
+
+def _dies_at_the_commit(asked: Wish, when: str, variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    real = SqlCatalog.commit_table
+
+    def deadly(*args: Any) -> Any:
+        if when == AFTER:
+            real(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    SqlCatalog.commit_table = deadly  # type: ignore[method-assign]
+    run(asked, BORNE, tools())
+
+
+def assert_resumed(case: Delta | Iceberg, asked: Wish, expected: Any) -> None:
+    assert case.seen(asked.sink) in (None, expected[0]), "everything, or nothing"
+    go_on(asked)
+    assert case.contents(asked.sink) == expected, "rows, the files' bytes, and nothing else is left there"
+    assert case.commits(asked.sink) == 1
+    assert verify(asked.sink).differences == ()

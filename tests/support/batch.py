@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,16 +176,22 @@ forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["support.batch", "onnxruntime", "pyarrow.parquet", "pyarrow.compute"])
 
 
-def dies(asked: Wish, step: int, when: str, again: bool = False) -> bool:
-    """Run (or resume) in a process that dies at the step; whether it did, or ended before it."""
-    process = forks.Process(target=_child, args=(asked, step, when, again))
+def dies(asked: Wish, step: int, when: str, again: bool = False, variables: Mapping[str, str] | None = None) -> bool:
+    """Run (or resume) in a process that dies at the step; whether it did, or ended before it. variables: for it."""
+    return ends_by_itself_or_killed(_child, asked, step, when, again, dict(variables or {})) != 0
+
+
+def ends_by_itself_or_killed(target: Callable[..., None], *args: Any) -> int:
+    """Runs `target` in a process of its own; how that ended: 0, or by SIGKILL."""
+    process = forks.Process(target=target, args=args)
     process.start()
     process.join(120)
     assert process.exitcode in (0, -signal.SIGKILL), f"the process ended with {process.exitcode}"
-    return process.exitcode != 0
+    return process.exitcode
 
 
-def _child(asked: Wish, step: int, when: str, again: bool) -> None:
+def _child(asked: Wish, step: int, when: str, again: bool, variables: Mapping[str, str]) -> None:
+    os.environ.update(variables)
     equipment = tools(deadly(step, when))
     if again:
         resume(asked.sink, BORNE, equipment)

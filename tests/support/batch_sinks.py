@@ -210,6 +210,11 @@ class Delta(Lake):
     def _root(self, sink: str) -> Path:
         return Path(sink.removeprefix("delta:"))
 
+    def commits(self, sink: str) -> int:
+        from deltalake import DeltaTable
+
+        return DeltaTable(str(self._root(sink))).version() + 1
+
     def all_rows(self, sink: str) -> Rows:
         from deltalake import DeltaTable
 
@@ -243,8 +248,16 @@ class Iceberg(Lake):
     def _root(self, sink: str) -> Path:
         return Path(self._table(sink).location().removeprefix("file://"))
 
+    def commits(self, sink: str) -> int:
+        return len(self._table(sink).snapshots())
+
     def all_rows(self, sink: str) -> Rows:
         return by_id(self._table(sink).scan().to_arrow())
+
+
+def catalog_variables() -> dict[str, str]:
+    """What a process has to know of `a_catalog`, if it was not started by this one."""
+    return {name: value for name, value in os.environ.items() if name.startswith("PYICEBERG_")}
 
 
 @contextlib.contextmanager
