@@ -183,6 +183,36 @@ def test_the_model_goes_along_and_the_scripts_are_scripts(tmp_path: Path) -> Non
     assert "aws emr-serverless start-job-run" in (out / "README.md").read_text()
 
 
+UV = """#!/bin/sh
+# What uv leaves behind: a Python of a patch release, and a link to it that is named by its minor release.
+case "$1 $2" in
+"python install") folder="$4"; minor="$5"; real="cpython-$minor.9-linux-x86_64-gnu"
+  mkdir -p "$folder/$real/bin" "$folder/$real/lib/python$minor"
+  echo python > "$folder/$real/bin/python3"; touch "$folder/$real/lib/python$minor/EXTERNALLY-MANAGED"
+  ln -s "$real" "$folder/cpython-$minor-linux-x86_64-gnu" ;;
+"pip install") echo "$@" > "$(dirname "$4")/../installed" ;;
+esac
+"""
+
+
+def test_the_environment_is_a_python_of_its_own(tmp_path: Path) -> None:
+    """With a stand-in for uv, whose downloads no test may rest on."""
+    out = deploy(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "uv").write_text(UV)
+    (tmp_path / "bin" / "uv").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    for _ in range(2):  # again, over what is there
+        subprocess.run([out / "environment.sh"], check=True, env={**os.environ, "PATH": path}, cwd=tmp_path)
+    with tarfile.open(out / "environment.tar.gz") as archive:
+        names = [name.removeprefix("./") for name in archive.getnames()]
+        installed = archive.extractfile("./installed")
+        assert installed is not None
+        assert b"--requirement requirements.txt" in installed.read()
+    assert "bin/python3" in names, "where PYSPARK_PYTHON looks for it, once it is unpacked"
+    assert not [name for name in names if "EXTERNALLY-MANAGED" in name]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -26,7 +26,7 @@ JOB = "job.py"
 _PYTHON = "./environment/bin/python3"
 _MB = 1 << 20
 _PER_TASK = 300
-"""MB that a Python worker takes beside its model and its rows, measured by `bench/batch.py`."""
+"""MB that a Python worker takes beside its model and its rows: docs/batch.md, "Speed and memory"."""
 
 SAFE_WRITES = {
     "spark.sql.parquet.fs.optimized.committer.optimization-enabled": "true",
@@ -192,20 +192,22 @@ main()
 
 _BUILD = """#!/bin/sh
 # Builds environment.tar.gz: a CPython of its own, which runs wherever it is unpacked, with octoserve in it. A virtual
-# environment would point to a Python that EMR's machines do not have. Needs uv, and Linux on EMR's processor.
+# environment would point to a Python that EMR's machines do not have. Needs uv, and Linux on EMR's processor. A wheel
+# of octoserve that lies in this folder is taken where no index has it.
 set -eu
 cd "$(dirname "$0")"
 rm -rf build && mkdir build
-uv python install --install-dir build/python {python}
-python="$(ls -d build/python/cpython-{python}*)"
+UV_PYTHON_INSTALL_BIN=0 uv python install --install-dir build/python {python}
+python="$(ls -d build/python/cpython-{python}.*)"  # and not the link cpython-{python}-... to it
 rm -f "$python"/lib/python{python}/EXTERNALLY-MANAGED
-uv pip install --python "$python/bin/python3" --requirement requirements.txt
+uv pip install --python "$python/bin/python3" --find-links . --requirement requirements.txt
 tar -czf {archive} -C "$python" .
 """
 
 _README = """# {name} on Amazon EMR
 
-Nothing here has been sent anywhere. Upload what the job refers to, once and after every change of the model:
+Nothing here has been sent anywhere. Upload what the job refers to, once and after every change of the model (a wheel of
+octoserve in this folder is packaged where no index has that version):
 
     ./environment.sh
     for file in {job} {models} {environment}; do aws s3 cp "$file" {assets}/; done
