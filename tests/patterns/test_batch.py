@@ -633,7 +633,7 @@ def test_the_command_line(octo, repository: Path, tmp_path: Path) -> None:
     assert (code, "committed" in out, "1,500 of 1,500" in out) == (0, True, True)
     assert octo("verify", "out")[0] == 0
     code, out, _ = octo("list")
-    assert str(tmp_path / "out") in "".join(out.split())
+    assert str(tmp_path / "out") in out, "in one piece"
     code, out, _ = octo("resume", "out", "--json")
     assert json.loads(out)["scored"] == 0
     (tmp_path / "out" / "part-00000.parquet").write_bytes(b"")

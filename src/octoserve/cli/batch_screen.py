@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from octoserve.control.report.report import Report
 
 
+_NO_END = 10_000
+"""Characters of a line that is read by a program."""
+
+
 class Screen:
     """Of one run. Everything goes to standard error but the last line, so that it can be piped."""
 
@@ -178,7 +182,7 @@ def print_report(report: Report, html: Path | None, as_json: bool) -> None:
 
 
 def print_jobs(found: Sequence[status.Status], state_dir: Path) -> None:
-    """A line each."""
+    """A line each, whole where no terminal bounds it."""
     if not found:
         print(f"no batch job was begun with --state-dir {state_dir}")
         return
@@ -189,4 +193,5 @@ def print_jobs(found: Sequence[status.Status], state_dir: Path) -> None:
     for job in found:
         rows = f"{job.rows:,} of {job.total_rows:,}" if job.rows != job.total_rows else f"{job.rows:,}"
         table.add_row(job.state, f"{job.model}/{job.version}", rows, f"{job.bad_rows:,}", job.run[:8], job.sink)
-    Console().print(table, markup=False)
+    console = Console()
+    (console if console.is_terminal else Console(width=_NO_END)).print(table, markup=False)
