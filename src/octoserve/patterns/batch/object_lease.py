@@ -32,7 +32,6 @@ class ObjectLease:
         self._folder = folder
         self._key = f"{folder}/{LEASE}"
         self._over = threading.Event()
-        self._lock = threading.Lock()
         self._etag = self._take(now)
         self._renewal = threading.Thread(target=self._renew, name="octoserve-lease", daemon=True)
         self._renewal.start()
@@ -117,9 +116,8 @@ class ObjectLease:
 
     def _renew(self) -> None:
         while not self._over.wait(RENEWED):
-            with contextlib.suppress(OctoserveError), self._lock:  # lost or late: `check` finds it out
-                again = msgspec.structs.replace(self._me, since=self._me.since)
-                self._etag = self._bucket.replace(self._key, msgspec.json.encode(again), self._etag)
+            with contextlib.suppress(OctoserveError):  # lost or late: `check` finds it out
+                self._etag = self._bucket.replace(self._key, msgspec.json.encode(self._me), self._etag)
 
 
 def holder(bucket: Bucket, folder: str) -> Holder | None:

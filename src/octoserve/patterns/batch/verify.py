@@ -19,9 +19,7 @@ from octoserve.patterns.batch import manifest
 from octoserve.patterns.batch.job import Difference
 from octoserve.patterns.batch.journal import Part
 from octoserve.patterns.batch.parts import BAD
-
-INSIDE = "_octoserve"
-"""The work folder of a sink in which parts appear in place."""
+from octoserve.patterns.batch.workplace import INSIDE
 
 
 class Verified(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from octoserve.patterns.batch.journal import Finished, Part
 from octoserve.patterns.batch.parts import BAD
 
 INSIDE = "_octoserve"
+"""The work folder of a sink in which parts appear in place."""
 JOB, JOURNAL = "job.json", "journal.jsonl"
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
