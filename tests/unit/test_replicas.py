@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from octoserve.control.rollout.replica_tables import ReplicaReport, ReplicaRow, Said, Survey
 from octoserve.control.rollout.values import Phase
-from octoserve.core.evidence import KEY_SAMPLE, ArmEvidence, Seen, Stratum, unite
+from octoserve.core.evidence import KEY_SAMPLE, ArmEvidence, Seen, Stratum, join_keys, unite
 from octoserve.patterns.online.supervisor.replicas import (
     FORGOTTEN,
     LEADER_GONE,
@@ -22,7 +22,6 @@ from octoserve.patterns.online.supervisor.replicas import (
     Watch,
     agree,
     identity,
-    join_keys,
     seen_here,
 )
 from octoserve.patterns.online.supervisor.rollout_facts import stratum_of

@@ -13,12 +13,14 @@ import pytest
 
 from octoserve.control.reconcile import reconcile
 from octoserve.control.rollout.audit import PRUNED, decode
+from octoserve.control.rollout.following import FollowerWord, Route
+from octoserve.control.rollout.replica_tables import Said
 from octoserve.control.rollout.store import SqliteStore
 from octoserve.control.rollout.values import Command, Course, Endpoint, Phase, RateCheck, Result, Rollout, Step
 from octoserve.control.rollout.view import Preview
 from octoserve.control.snapshot import Aspired, ModelWishes, Snapshot, WorkerView
 from octoserve.core.errors import InvalidInput, Unsupported
-from octoserve.core.evidence import Seen, Stratum
+from octoserve.core.evidence import ALL, BASELINE, CANDIDATE, ArmEvidence, Seen, Stratum
 from octoserve.lifecycle.states import State, VersionReport
 from octoserve.patterns.online.supervisor import rollout_facts
 from octoserve.patterns.online.supervisor.rollouts import Rollouts
@@ -399,5 +401,146 @@ def test_rollouts_that_ended_long_ago_are_forgotten_but_for_the_last(tmp_path: P
         page = await house.rollouts.audit(left, decode(lines[0]).seq, 2)
         assert page == lines[1:3]
         assert await house.rollouts.rollout("nobody") is None
+
+    drive(house, story())
+
+
+# Those who follow from outside.
+
+
+class Queue:
+    """A follower whose versions are all ready and that carries out what it hears, unless a test says otherwise."""
+
+    def __init__(self, house: House, id: str = "q") -> None:
+        self.house, self.id = house, id
+        self.ready, self.follows = True, True
+        self.route = Route()
+        self.failures = 0
+
+    async def says(self, **more: Any) -> Route:
+        followers, route = self.house.rollouts.followers, self.route
+        said = Said(
+            version=route.record if self.follows else -1, behind="" if self.follows else "the queue",
+            present=True, ready=self.ready, stable_ready=True,
+        )  # fmt: skip
+        seen = None
+        if route.plan is not None and route.plan.stratum:
+            counts = ArmEvidence(assigned=60, attempts=60, failures=self.failures)
+            arms = {role: {ALL: counts} for role in (CANDIDATE, BASELINE)}
+            arms["stable"] = {ALL: ArmEvidence(assigned=480, attempts=480)}
+            seen = Seen(evidence=Stratum(endpoint=M, name=route.plan.stratum, arms=arms), seed=route.rollout)
+        word = FollowerWord(id=self.id, rollout=route.rollout, said=said, seen=seen)
+        self.route = await followers.hear(M, msgspec.json.encode(msgspec.structs.replace(word, **more)))
+        return self.route
+
+    async def talks(self, times: int = 4) -> None:
+        for _ in range(times):
+            await self.says()
+            await self.house.go(2)
+
+
+def test_a_rollout_waits_for_a_queue_and_goes_on_by_what_it_has_seen(tmp_path: Path) -> None:
+    house = House(tmp_path, 1)
+    queue = Queue(house)
+
+    async def story() -> None:
+        route = await queue.says()
+        assert (route.rollout, route.plan.stable if route.plan else 0) == ("", 1)
+        queue.ready = False
+        await house.start(2)
+        await queue.talks()
+        assert house.rollout.phase is Phase.WAITING, "version 2 is not ready in the queue"
+        assert (queue.route.keep, queue.route.candidate, queue.route.record) == ((1, 2), 2, house.rollout.version)
+        queue.ready, queue.follows = True, False
+        await queue.talks()
+        assert house.rollout.phase is Phase.PREPARING
+        assert house.rollouts.looks[house.rollout.id].view.behind == "replica queue q"
+        queue.follows = True
+        await queue.talks()
+        assert house.rollout.phase is Phase.RUNNING
+        assert queue.route.plan is not None
+        assert queue.route.plan.stratum == house.rollout.stratum
+        queue.failures = 30
+        await queue.talks()
+        assert house.rollout.result is Result.ABORTED, "nobody but the queue has seen a message"
+        assert "error_rate" in house.rollout.reason
+        await queue.talks(1)
+        assert queue.route.plan == house.room.current.plans[0]
+
+    drive(house, story())
+
+
+def test_a_queue_that_has_left_is_not_waited_for_and_its_evidence_counts(tmp_path: Path) -> None:
+    house = House(tmp_path, 1)
+    queue = Queue(house)
+
+    async def story() -> None:
+        await queue.says()
+        await house.start(2)
+        await queue.talks()
+        assert house.rollout.phase is Phase.RUNNING
+        view = {row["id"]: row for row in house.rollouts.replicas.view(house.rollout)}
+        assert view["queue q"]["counts"]
+        await queue.says(leaves=True)
+        await house.go()
+        look = house.rollouts.looks[house.rollout.id]
+        assert look.stratum is not None
+        assert look.stratum.arms[CANDIDATE][ALL].attempts == 60
+        assert "queue q" not in {row["id"] for row in house.rollouts.replicas.view(house.rollout)}
+        await house.command(Command.ABORT)
+        assert house.rollout.result is Result.ABORTED
+        await house.go()
+        assert await house.rollouts.ledger.do(lambda store: store.evidence()) == [], "it is over"
+
+    drive(house, story())
+
+
+def test_a_service_that_starts_again_waits_for_no_ghost_of_itself(tmp_path: Path) -> None:
+    house = House(tmp_path, 1)
+
+    async def story() -> None:
+        await Queue(house).says()
+        await house.go()
+        assert sorted(row["id"] for row in house.rollouts.replicas.view(None)) == ["me", "queue q"]
+
+    drive(house, story())
+    again = House(tmp_path, 1)
+
+    async def after() -> None:
+        await again.rollouts.open("another")
+        assert [row["id"] for row in again.rollouts.replicas.view(None)] == ["queue q"]
+        await again.rollouts.close()
+
+    asyncio.run(after())
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"{", "is wanted"),
+        (b'{"id": ""}', "a name of at most 200 printable characters"),
+        (b'{"id": "a\\nb"}', "a name of at most 200 printable characters"),
+    ],
+)
+def test_what_is_no_word_of_a_follower_is_refused(tmp_path: Path, body: bytes, why: str) -> None:
+    house = House(tmp_path, 1)
+
+    async def story() -> None:
+        with pytest.raises(InvalidInput, match=why):
+            await house.rollouts.followers.hear(M, body)
+
+    drive(house, story())
+
+
+def test_evidence_of_something_else_is_refused(tmp_path: Path) -> None:
+    house = House(tmp_path, 1)
+    queue = Queue(house)
+
+    async def story() -> None:
+        await house.start(2)
+        await queue.says()
+        other = Seen(evidence=Stratum(endpoint="other", name=""), seed=house.rollout.id)
+        with pytest.raises(InvalidInput, match="evidence of the rollout that is named"):
+            await queue.says(seen=other)
 
     drive(house, story())

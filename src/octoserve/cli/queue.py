@@ -18,7 +18,6 @@ import typer
 from octoserve.core.errors import InvalidInput
 
 if TYPE_CHECKING:
-
     from octoserve.connectors.queues.protocol import QueueTools
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -84,7 +83,7 @@ def run(
         del flags[own]
     from octoserve.app import spawn_queue_worker
     from octoserve.cli.queue_screen import Screen
-    from octoserve.cli.queue_settings import asked
+    from octoserve.cli.queue_settings import asked, follower_of
     from octoserve.patterns.message_queue.supervisor import Supervisor
     from octoserve.telemetry.logs import set_up
 
@@ -98,6 +97,7 @@ def run(
         log_format=log_format,
         on_promise=screen.promise,
         on_figures=screen.figures,
+        follower=follower_of(section),
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.stop())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from octoserve.core.errors import SettingsError
 
 if TYPE_CHECKING:
+    from octoserve.patterns.message_queue.following import Follower
     from octoserve.patterns.message_queue.settings import QueueSettings
     from octoserve.routing.plan import RoutePlan
     from octoserve.spec import QueueSection
@@ -54,6 +56,7 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
         until_idle=queue.until_idle,
         redeliver_after=queue.redeliver_after,
         state_dir=str(queue.state_dir),
+        trust=tuple(checked.trust) or None,
     )
     return queue, told
 
@@ -61,9 +64,10 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
 def who_answers(section: QueueSection) -> tuple[int | None, RoutePlan | None]:
     """The version for all messages, None for the highest, or the plan by which each has its own.
 
-    Asks for the plan where one is needed. Blocking. Raises SettingsError, NotFound, Unavailable.
+    Asks for the plan where one is needed, but for one that is followed. Blocking. Raises SettingsError, NotFound,
+    Unavailable.
     """
-    from octoserve.control.plan_source import plan_from, shaping
+    from octoserve.control.plan_source import is_service, place_of, plan_from, shaping
     from octoserve.patterns.message_queue.picking import rekeyed
 
     if not isinstance(section.version, str):
@@ -73,10 +77,25 @@ def who_answers(section: QueueSection) -> tuple[int | None, RoutePlan | None]:
         return section.version, None
     if section.version == "plan" and section.payload == "requests":
         raise SettingsError("--version plan: an asynchronous request is the trusted version's; say --version stable")
+    if section.version == "plan" and is_service(place_of(section.plan)):
+        return None, None
     plan = plan_from(section.plan, section.model or "")
     if section.version == "stable":
         return plan.stable, None
     return None, rekeyed(shaping(plan), section.plan_key or "", section.payload)
+
+
+def follower_of(section: QueueSection) -> Follower | None:
+    """The conversation with the service whose rollouts the queue follows; None where it goes by what it was told."""
+    from octoserve.control.plan_source import is_service, place_of
+    from octoserve.patterns.message_queue.following import Follower, asking
+
+    place = place_of(section.plan)
+    if section.version != "plan" or not is_service(place):
+        return None
+    model = section.model or ""
+    id = f"{os.uname().nodename}/{os.getpid()}/{os.urandom(2).hex()}"
+    return Follower(asking(place, model), id, section.plan_key or "", section.payload)
 
 
 def _as_flags(text: str, given: Mapping[str, Any], spec: str | None) -> str:

@@ -31,7 +31,7 @@ def plan_from(place: str | None, endpoint: str) -> RoutePlan:
     place: None for the admin API that other commands would ask
     Raises SettingsError, NotFound, Unavailable.
     """
-    place = place or os.environ.get(URL_VARIABLE) or ADMIN
+    place = place_of(place)
     path = Path(place)
     if path.is_dir():
         found = next((plan for plan in plans_in(path) if plan.endpoint == endpoint), None)
@@ -39,6 +39,16 @@ def plan_from(place: str | None, endpoint: str) -> RoutePlan:
             raise NotFound(f"--plan: {path / FILE} says nothing of the endpoint {endpoint!r}; did it ever serve here?")
         return found
     return _decoded(path.read_bytes() if path.is_file() else _asked(place, endpoint), place, endpoint)
+
+
+def place_of(asked: str | None) -> str:
+    """Where to ask: what was named, else the admin API that other commands would ask."""
+    return asked or os.environ.get(URL_VARIABLE) or ADMIN
+
+
+def is_service(place: str) -> bool:
+    """Whether it is the address of a service, and no file or folder."""
+    return not Path(place).exists()
 
 
 def _decoded(data: bytes, place: str, endpoint: str) -> RoutePlan:
@@ -52,20 +62,29 @@ def _decoded(data: bytes, place: str, endpoint: str) -> RoutePlan:
 
 
 def _asked(place: str, endpoint: str) -> bytes:
+    return call(place, f"/api/models/{quote(endpoint, safe='')}/plan")
+
+
+def call(place: str, path: str, body: bytes | None = None, timeout: float = _TIMEOUT) -> bytes:
+    """What a service's admin API answers; POST where there is a body. Blocking.
+
+    Raises SettingsError for a refusal, Unavailable where nobody answers, or not now.
+    """
     url = place if "//" in place else f"http://{place}"
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"--plan {place!r}: an address like {ADMIN}, a state directory or a file is wanted")
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        request = urllib.request.Request(f"{url.rstrip('/')}/api/models/{quote(endpoint, safe='')}/plan", None, headers)
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+        request = urllib.request.Request(f"{url.rstrip('/')}{path}", body, headers)
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             data: bytes = answer.read()
             return data
     except urllib.error.HTTPError as error:
         told = error.read(2000).decode("utf-8", "replace")
         hint = f"; the token comes from {TOKEN_VARIABLE}" if error.code in (401, 403) else ""
-        raise SettingsError(f"--plan: the service at {place} answered {error.code} {told.strip()}{hint}") from None
+        said = f"--plan: the service at {place} answered {error.code} {told.strip()}{hint}"
+        raise (Unavailable if error.code >= 500 else SettingsError)(said) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = getattr(error, "reason", error)
         raise Unavailable(

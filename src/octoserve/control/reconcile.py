@@ -198,11 +198,11 @@ def _kept_by_rollout(snapshot: Snapshot, model: str) -> set[int]:
 
 def carries(plan: RoutePlan, wish: Wish) -> bool:
     """Whether this plan is what the wish asks for."""
-    return plan == _as_plan(wish, plan.generation)
+    return plan == as_plan(wish, plan.generation)
 
 
-def _as_plan(wish: Wish, generation: int) -> RoutePlan:
-    """Arms that own nothing are left out, but for the stable one, which says who is trusted."""
+def as_plan(wish: Wish, generation: int) -> RoutePlan:
+    """What a wish asks for. Arms that own nothing are left out, but for the stable one, which says who is trusted."""
     return RoutePlan(
         wish.endpoint,
         generation,
@@ -227,7 +227,7 @@ def _plan_of_rollout(snapshot: Snapshot, wish: Wish, candidates: dict[int, Versi
     current = _current_plan(snapshot, wish.endpoint)
     if current is not None and carries(current, wish):
         return current
-    plan = _as_plan(wish, snapshot.current.generation + 1)
+    plan = as_plan(wish, snapshot.current.generation + 1)
     needed = {arm.version for arm in plan.arms if arm.hi > arm.lo}
     ready = ready_in_service if current is not None else ready_everywhere
     if needed <= candidates.keys() and all(ready(snapshot, (wish.endpoint, version)) for version in needed):

@@ -143,6 +143,31 @@ def merge(a: Stratum, b: Stratum) -> Stratum:
     return Stratum(endpoint=a.endpoint, name=a.name, arms=arms, pairs=_add_segments(a.pairs, b.pairs), keys=keys)
 
 
+def join_keys(samples: Iterable[tuple[int, dict[int, str]]]) -> tuple[int, dict[int, str]]:
+    """Several samples of distinct keys as one of the same kind, no larger than one: see `exposure.KeySample`."""
+    told = list(samples)
+    level = max((level for level, _ in told), default=0)
+    united = {key: role for _, keys in told for key, role in keys.items() if not key & ((1 << level) - 1)}
+    while len(united) > KEY_SAMPLE and level < 64:
+        level += 1
+        united = {key: role for key, role in united.items() if not key & ((1 << level) - 1)}
+    return level, united
+
+
+def seen_of(seed: str, endpoint: str, stratum: str, seen: Iterable[Seen]) -> Seen | None:
+    """What several processes have seen of one rollout's current stratum, as if it were one; None where it is nothing."""
+    told = [each for each in seen if each.seed == seed]
+    cut = next((each.cut for each in told if each.cut), "")
+    mine = [each for each in told if stratum and each.evidence.name == stratum]
+    if not mine and not cut:
+        return None
+    total = Stratum(endpoint=endpoint, name=stratum)
+    for one in mine:
+        total = merge(total, one.evidence)
+    keys = [each.keys for each in mine if each.keys is not None]
+    return Seen(evidence=total, seed=seed, cut=cut, keys=join_keys(keys) if keys else None)
+
+
 def unite(samples: Iterable[tuple[int, dict[int, str]]]) -> dict[str, int]:
     """Role -> distinct keys, over several workers' (level, keys), at the highest level among them."""
     told = list(samples)

@@ -21,7 +21,8 @@ class QueueSection(Section):
     the endpoint's route plan says); unset: the highest."""
     plan: str | None = None
     """Where the route plan comes from: the address of an admin API, a service's state directory, or a file; unset:
-    OCTOSERVE_ADMIN_URL, else http://127.0.0.1:8082. It is asked once, when the run begins."""
+    OCTOSERVE_ADMIN_URL, else http://127.0.0.1:8082. With `plan` a service is followed, and hears what comes of it;
+    everything else is asked once, when the run begins."""
     plan_key: str | None = None
     """What the plan's split goes by instead of its own key: message:key, header:NAME, or column:NAME, a field of the
     payload, for which NAME will do."""

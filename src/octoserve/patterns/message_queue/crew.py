@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from octoserve.codecs.json_rows import JsonRows
 from octoserve.codecs.request_rows import OpenInferenceRows, RawRows
-from octoserve.core.errors import SettingsError
+from octoserve.control.rollout.following import Route
+from octoserve.core.clock import Clock, monotonic
+from octoserve.core.errors import NotFound, OctoserveError, SettingsError
 from octoserve.core.signature import TensorSpec
+from octoserve.lifecycle.manager import LoaderThread
+from octoserve.lifecycle.warmup import warm
+from octoserve.patterns.message_queue.following import ABSENT, FAILED, LOADING, READY, Followed, VersionWord
 from octoserve.patterns.message_queue.model import Bound, Loaded, Models, find, load, unlike
 from octoserve.patterns.message_queue.picking import Picker
-from octoserve.patterns.message_queue.routed import Routed, Voice
+from octoserve.patterns.message_queue.routed import BLOCK, Routed, Voice
 from octoserve.patterns.message_queue.scoring import Decode, Guard
 from octoserve.patterns.message_queue.settings import QueueSettings
-from octoserve.routing.plan import RoutePlan
+from octoserve.routing.plan import BUCKETS, RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN, TRY_AGAIN = 1.0, 30.0
+"""Seconds until a version is looked for again that was not there, or tried again that failed."""
 
 
 def decoder(loaded: Loaded, settings: QueueSettings) -> Decode:
@@ -41,44 +53,177 @@ def answering(plan: RoutePlan) -> set[int]:
     return {plan.stable, *(arm.version for arm in plan.arms if arm.hi > arm.lo), *plan.overrides.values()}
 
 
+def needed(plan: RoutePlan) -> set[int]:
+    """Those without which the plan cannot be carried out."""
+    return {plan.stable, *(arm.version for arm in plan.arms if arm.hi > arm.lo)}
+
+
 class Crew:
-    """See the module. On the worker's one thread."""
+    """See the module. On the worker's one thread, but for loading and for `hear`."""
 
     def __init__(
-        self, settings: QueueSettings, runtimes: Mapping[str, Runtime], registry: Registry, executor: Executor
+        self,
+        settings: QueueSettings,
+        runtimes: Mapping[str, Runtime],
+        registry: Registry,
+        executor: Executor,
+        route: Route | None = None,
+        clock: Clock = monotonic,
     ) -> None:
-        """Loads every version that may be asked. Raises NotFound, BrokenVersion, SettingsError."""
+        """Loads every version that may be asked. route: of a queue that follows a service.
+
+        Raises NotFound, BrokenVersion, SettingsError.
+        """
         self._settings = settings
         self._runtimes = runtimes
-        self.models = Models(settings.model, registry, executor)
+        self._clock = clock
+        self.models = Models(settings.model, registry, executor, live=route is not None)
         self._voices: dict[int, Voice] = {}
-        first = self._load(settings.version if settings.plan is None else settings.plan.stable)
-        number = first.handle.ref.version
-        plan = settings.plan or RoutePlan.to(settings.model, number, 1)
+        self._words: dict[int, VersionWord] = {}
+        self._again: dict[int, float] = {}
+        """When what failed, or is not there, is looked at again."""
+        self._loads: queue.SimpleQueue[tuple[int, Loaded | Exception]] = queue.SimpleQueue()
+        self._loader = LoaderThread()
+        self._inbox = self.route = route
+        self._behind = ""
+        given = route.plan if route is not None else settings.plan
+        first = self._load(settings.version if given is None else given.stable)
         self.outputs: Sequence[TensorSpec] = first.signature.outputs
-        self._publish(first)
-        for other in sorted(answering(plan) - {number}):
-            loaded = self._load(other)
-            reason = unlike(self.outputs, loaded)
-            if reason:
-                raise SettingsError(reason)
-            self._publish(loaded)
+        number = self._publish(first)
+        plan = given or RoutePlan.to(settings.model, number, 1)
+        for other in sorted((answering(plan) if route is None else needed(plan)) - {number}):
+            try:
+                self._publish(self._load(other))
+            except OctoserveError as error:
+                if route is None:
+                    raise
+                self._failed(other, error)
+        if not needed(plan) <= self._voices.keys():
+            plan = RoutePlan.to(settings.model, number, plan.generation)
+            self.route = Route(plan=plan)
         self.models.route(plan)
         self.picker = Picker(self.models.plane, settings.model, settings.payload)
+
+    # --- versions ------------------------------------------------------------------------------------
 
     def _load(self, number: int | None) -> Loaded:
         settings = self._settings
         return load(find(Path(settings.repository), settings.model, number, self._runtimes), self._runtimes)
 
-    def _publish(self, loaded: Loaded) -> None:
+    def _publish(self, loaded: Loaded) -> int:
         number = loaded.handle.ref.version
+        reason = unlike(self.outputs, loaded)
+        if reason:
+            raise SettingsError(reason)
         self._voices[number] = Voice(Bound(self.models, number), decoder(loaded, self._settings), loaded.signature)
+        self._words[number] = VersionWord(READY, "", loaded.handle.ref.digest)
         self.models.publish(loaded)
+        return number
+
+    def _failed(self, number: int, error: Exception) -> None:
+        absent = isinstance(error, NotFound)
+        self._words[number] = VersionWord(ABSENT if absent else FAILED, str(error))
+        self._again[number] = self._clock() + (LOOK_AGAIN if absent else TRY_AGAIN)
+        if not absent:
+            log.warning("%s version %d cannot score here: %s", self._settings.model, number, error)
+
+    def _load_beside(self, number: int) -> None:
+        """In a thread of its own, while messages are scored."""
+        self._words[number] = VersionWord(LOADING)
+
+        def work() -> None:
+            try:
+                loaded = self._load(number)
+                warm(loaded.handle.loaded, BLOCK)
+            except Exception as error:
+                self._loads.put((number, error))
+            else:
+                self._loads.put((number, loaded))
+
+        self._loader(work)
 
     def voice(self, number: int) -> Voice:
         """A version that the plan in force names."""
         return self._voices[number]
 
-    def routed(self, guard: Guard, failed: Callable[[int], None]) -> Routed:
-        """What scores micro-batches. failed: see `Routed`."""
-        return Routed(self.picker, self.voice, self.outputs, guard, failed=failed)
+    # --- the route -----------------------------------------------------------------------------------
+
+    def hear(self, route: Route) -> None:
+        """What the service says now. May be called by any thread; it is carried out by `turn`."""
+        self._inbox = route
+
+    def turn(self) -> bool:
+        """Between two micro-batches: take up what has loaded and what was heard; whether there is something to tell."""
+        news = False
+        while not self._loads.empty():
+            number, loaded = self._loads.get()
+            news = True
+            if isinstance(loaded, Exception):
+                self._failed(number, loaded)
+                continue
+            try:
+                self._publish(loaded)
+            except OctoserveError as error:
+                self._failed(number, error)
+        route = self._inbox
+        if route is None or route.plan is None:
+            return news
+        for number in sorted(set(route.keep) | route.plan.versions()):
+            state = self._words.get(number, VersionWord(ABSENT)).state
+            if state not in (READY, LOADING) and self._clock() >= self._again.get(number, 0.0):
+                self._load_beside(number)
+        return self._carry_out(route, route.plan) or news
+
+    def _carry_out(self, route: Route, plan: RoutePlan) -> bool:
+        if route is self.route:
+            return False
+        missing = sorted(needed(plan) - self._voices.keys())
+        if missing:
+            word = self._words.get(missing[0], VersionWord(ABSENT))
+            behind = f"version {missing[0]} is {word.state}" + (f" ({word.reason})" if word.reason else "")
+            news, self._behind = behind != self._behind, behind
+            return news
+        before = self.route.plan if self.route is not None else None
+        if before is None or plan != before:
+            self.models.route(plan)
+            if before is None or described(plan) != described(before):
+                log.info("%s: messages go to %s", self._settings.model, described(plan))
+        self.route, self._behind = route, ""
+        for number in sorted(self._voices.keys() - set(route.keep) - plan.versions()):
+            del self._voices[number], self._words[number]
+            self.models.retire(number)
+        return True
+
+    def followed(self, running: str) -> Followed:
+        """What is to be told of it; about once a second."""
+        self.models.sweep()
+        route = self.route or Route()
+        return Followed(
+            rollout=route.rollout,
+            record=route.record,
+            behind=self._behind,
+            versions=dict(self._words),
+            seen=tuple(self.models.seen()),
+            running=running,
+        )
+
+    def routed(self, guard: Guard, failed: Callable[[int], None], before: Callable[[str], None]) -> Routed:
+        """What scores micro-batches. failed, before: see `Routed`."""
+        return Routed(
+            self.picker,
+            self.voice,
+            self.outputs,
+            guard,
+            on_loop=self.models.on_loop,
+            failed=failed,
+            before=before,
+        )
+
+
+def described(plan: RoutePlan) -> str:
+    """Who gets what, for people."""
+    shares: dict[int, int] = {}
+    for arm in plan.arms:
+        shares[arm.version] = shares.get(arm.version, 0) + arm.hi - arm.lo
+    parts = [f"version {version} {100 * share / BUCKETS:.4g} %" for version, share in shares.items() if share]
+    return parts[0].removesuffix(" 100 %") if len(parts) == 1 else ", ".join(parts)

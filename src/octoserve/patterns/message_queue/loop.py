@@ -103,11 +103,13 @@ class Loop:
         lane: str,
         stop: Callable[[], bool] = lambda: False,
         beat: Callable[[bool], None] = lambda now: None,
+        turn: Callable[[], None] = lambda: None,
         clock: Clock = monotonic,
         wall: Clock = time.time,
     ) -> None:
         """lane: what we are called in the sink, where the source has no partitions; of this process alone
         beat: called every now and then, whatever else takes its time; with True before what may end the process
+        turn: called between two micro-batches, when nothing is in hand
         """
         self._source = source
         self._sink = sink
@@ -118,6 +120,7 @@ class Loop:
         self._lane = lane
         self._stop = stop
         self._beat = beat
+        self._turn = turn
         self._clock = clock
         self._wall = wall
         self._is_log = source.traits.shape == "log"
@@ -196,6 +199,7 @@ class Loop:
 
     def step(self) -> int:
         """One poll, and everything that is to be done with what it gave; how many messages that was."""
+        self._turn()
         self._gather()
         messages = self._source.poll(self._pace.rows, self._limits.nbytes, POLL)
         self._last = len(messages)

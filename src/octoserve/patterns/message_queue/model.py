@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from octoserve.core.errors import SettingsError
+from octoserve.core.evidence import Seen
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.endpoint import DataPlane
+from octoserve.dataplane.splits import Judges
 from octoserve.dataplane.table import ScoredTable
 from octoserve.lifecycle import loading, lookup
 from octoserve.lifecycle.lease import Handle
@@ -24,6 +28,7 @@ from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
 
 _TICK = 1.0
+T = TypeVar("T")
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -80,13 +85,32 @@ def unlike(outputs: Sequence[TensorSpec], other: Loaded) -> str:
 class Models:
     """Tables of rows through the data plane, from a thread that waits."""
 
-    def __init__(self, name: str, registry: Registry, executor: Executor) -> None:
+    def __init__(
+        self, name: str, registry: Registry, executor: Executor, *, live: bool = False, judges: Judges | None = None
+    ) -> None:
+        """live: the data plane's event loop runs all the time, in a thread of its own, as copies for a shadow need it.
+
+        judges: see `DataPlane`
+        """
         self.name = name
         self.tick: Callable[[], None] = lambda: None
         """Called every second while a run takes its time, on the thread that waits for it."""
         self._loop = asyncio.new_event_loop()
-        self.plane = DataPlane(registry, self._loop, executor)
+        self.plane = DataPlane(registry, self._loop, executor, judges=judges)
         self._loaded: dict[int, Loaded] = {}
+        self._live = live
+        if live:
+            threading.Thread(target=self._loop.run_forever, name="data plane", daemon=True).start()
+
+    def on_loop(self, work: Callable[[], T]) -> T:
+        """Do it where the data plane lives."""
+        if not self._live:
+            return work()
+
+        async def done() -> T:
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(done(), self._loop).result()
 
     @property
     def version(self) -> int:
@@ -98,11 +122,30 @@ class Models:
     def publish(self, loaded: Loaded) -> None:
         """It may be scored with."""
         self._loaded[loaded.handle.ref.version] = loaded
-        self.plane.publish(loaded.handle)
+        self.on_loop(lambda: self.plane.publish(loaded.handle))
+
+    def retire(self, number: int) -> None:
+        """It is scored with no more: no plan names it, and nothing runs."""
+        loaded = self._loaded.pop(number)
+
+        def unload() -> None:
+            self.plane.retire(loaded.handle)
+            loaded.handle.when_idle(loaded.handle.loaded.close)
+
+        self.on_loop(unload)
 
     def route(self, plan: RoutePlan) -> None:
         """This plan is in force."""
-        self.plane.route([plan], {}, [(self.name, number) for number in self._loaded])
+        known = [(self.name, number) for number in self._loaded]
+        self.on_loop(lambda: self.plane.route([plan], {}, known))
+
+    def seen(self) -> list[Seen]:
+        """What was counted under the plan in force."""
+        return self.on_loop(self.plane.splits.seen)
+
+    def sweep(self) -> None:
+        """About once a second."""
+        self.on_loop(self.plane.splits.sweep)
 
     def loaded(self, number: int) -> Loaded:
         """One that was published."""
@@ -114,7 +157,16 @@ class Models:
 
     def run(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
         """All rows, or an OctoserveError, or what `tick` raises."""
-        return self._loop.run_until_complete(self._ticking(number, columns))
+        if not self._live:
+            return self._loop.run_until_complete(self._ticking(number, columns))
+        run = asyncio.run_coroutine_threadsafe(self.plane.infer_table(self.name, columns, str(number)), self._loop)
+        while True:
+            try:
+                return run.result(_TICK)
+            except TimeoutError:
+                if run.done():
+                    raise
+                self.tick()
 
     async def _ticking(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
         run = asyncio.ensure_future(self.plane.infer_table(self.name, columns, str(number)))

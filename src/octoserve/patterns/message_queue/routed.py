@@ -8,7 +8,7 @@ for each message. See docs/decisions/0016-rollouts-in-queues.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +22,8 @@ from octoserve.patterns.message_queue import scoring
 from octoserve.patterns.message_queue.picking import Part, Picker, judged
 from octoserve.patterns.message_queue.scoring import Decode, Guard, Run, Scored, Scorer
 
+T = TypeVar("T")
+
 BLOCK = 16
 """Rows of a run in arms whose latencies are compared: one run is one measurement, and those of both are of a size."""
 
@@ -34,10 +36,27 @@ class Voice(NamedTuple):
     signature: Signature
 
 
+class OnLoop(Protocol):
+    """Does something where the data plane lives."""
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Its result, or what it raises."""
+        ...
+
+
+class Here:
+    """Where that is this thread."""
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """See `OnLoop`."""
+        return work()
+
+
 class Routed:
     """See the module.
 
     voices: by version, each that the plan in force may name
+    on_loop: where splits are asked and count
     before: told the role of an arm whose run is about to begin, "" when it is over
     failed: told the version that failed on a message
     """
@@ -49,6 +68,7 @@ class Routed:
         outputs: Sequence[TensorSpec],
         guard: Guard,
         *,
+        on_loop: OnLoop = Here(),
         before: Callable[[str], None] = lambda role: None,
         failed: Callable[[int], None] = lambda version: None,
     ) -> None:
@@ -56,13 +76,14 @@ class Routed:
         self._voices = voices
         self._outputs = outputs
         self._guard = guard
+        self._on_loop = on_loop
         self._before = before
         self._failed = failed
 
     def score(self, messages: Sequence[Message], tried: bool) -> Scored:
         """See `scoring.score`. tried: these have failed before."""
         stable = self._picker.stable
-        parts = self._picker.parts(messages, tried)
+        parts = self._on_loop(lambda: self._picker.parts(messages, tried))
         if len(parts) == 1:
             return self._part(parts[0], messages, stable)
         return together([(part.places, self._part(part, messages, stable)) for part in parts], len(messages))
@@ -81,7 +102,8 @@ class Routed:
                     )  # fmt: skip
                     for row, call in enumerate(calls):
                         call.ran_as(run.columns, Result(whole, row, 1))
-                part.arm.ran(calls, run.seconds)
+                arm = part.arm
+                self._on_loop(lambda: arm.ran(calls, run.seconds))
 
         compared = part.arm is not None and judged(part.arm.split.plan, part.role)
         if part.role:
@@ -111,19 +133,20 @@ class Routed:
         good = msgspec.structs.replace(scored, failed={})
         return together([(range(len(mine)), good), (places, again)], len(mine))
 
-    @staticmethod
-    def _count(part: Part, scored: Scored, taken: set[int]) -> None:
+    def _count(self, part: Part, scored: Scored, taken: set[int]) -> None:
         """Failures of an arm. taken: places that the stable version has scored after all.
 
         What is malformed for both is the sender's doing, and counted for none.
         """
-        if part.arm is None:
+        arm = part.arm
+        if arm is None:
             return
         for place, error in scored.failed.items():
+            call = part.calls[place]
             if not isinstance(error, InvalidInput):
-                part.arm.failed(part.calls[place], "internal")
+                self._on_loop(lambda call=call: arm.failed(call, "internal"))  # type: ignore[misc]
             elif part.role == CANDIDATE and place in taken:
-                part.arm.failed(part.calls[place], "refused")
+                self._on_loop(lambda call=call: arm.failed(call, "refused"))  # type: ignore[misc]
 
 
 def together(parts: Sequence[tuple[Sequence[int], Scored]], rows: int) -> Scored:

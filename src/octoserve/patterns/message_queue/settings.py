@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from octoserve.control.rollout.following import Route
 from octoserve.routing.plan import RoutePlan
 
 REQUESTS = "requests"
@@ -37,6 +38,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     until_idle: float | None = None
     redeliver_after: float = 10.0
     state_dir: str = ".octoserve"
+    trust: tuple[str, ...] | None = None
+    """What the repository's versions may bring beyond data; None: what OCTOSERVE_TRUST says."""
     inputs: tuple[str, ...] = ()
     max_input: int = 1 << 30
     worker: int = 0
@@ -49,10 +52,15 @@ def owner_of(pid: int) -> str:
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker process starts with. ends: how workers of this run have died, by `owner_of`."""
+    """What one worker process starts with.
+
+    ends:  how workers of this run have died, by `owner_of`
+    route: of a queue that follows a service, as it was last told
+    """
 
     settings: QueueSettings
     index: int = 0
+    route: Route | None = None
     ends: dict[str, str] = {}
     log_level: str = "info"
     log_format: str = "text"

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from octoserve.control.rollout.following import Route
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import SettingsError, Unavailable
+from octoserve.patterns.message_queue.following import Deaths, Followed, Follower, said_of, seen_by
 from octoserve.patterns.message_queue.settings import QueueSettings, WorkerConfig, owner_of
 from octoserve.patterns.message_queue.worker import ASKED_WRONGLY, DONE, FENCED, Report
 from octoserve.telemetry.metrics import Family, Labels, Sample
@@ -50,6 +52,10 @@ class _Place:
         """In a row, without anything done in between."""
         self.due = 0.0
         self.over = False
+        self.followed: Followed | None = None
+        """What its worker says, where the queue follows a service; None of one that has said nothing yet."""
+        self.told: Route | None = None
+        """The last route that its worker was told."""
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -82,21 +88,25 @@ class Supervisor:
         log_format: str = "text",
         on_promise: Callable[[str], None] = lambda promise: None,
         on_figures: Callable[[Figures], None] = lambda figures: None,
+        follower: Follower | None = None,
         clock: Clock = monotonic,
         look: float = _SOON,
     ) -> None:
-        """look: seconds between looks at what has ended."""
+        """follower: where the queue follows a service. look: seconds between looks at what has ended."""
         self._settings = settings
         self._spawn = spawn
         self._log = (log_level, log_format)
         self._on_promise = on_promise
         self._on_figures = on_figures
+        self._follower = follower
+        self._deaths = Deaths()
         self._clock = clock
         self._look = look
         self._places = [_Place(index) for index in range(workers)]
         self._past: list[Family] = []
         self._ends: dict[str, str] = {}
         self._selector = selectors.DefaultSelector()
+        self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Report).decode
         self._families = msgspec.msgpack.Decoder(list[Family]).decode
         self._ready = False
@@ -113,6 +123,8 @@ class Supervisor:
 
     def run(self) -> Figures:
         """Until every worker has ended well. Raises SettingsError, and Unavailable if none could ever start."""
+        if self._follower is not None:
+            self._follower.begin()
         try:
             while not all(place.over for place in self._places):
                 for place in self._places:
@@ -123,11 +135,30 @@ class Supervisor:
                 for place in self._places:
                     if place.process is not None and place.process.poll() is not None:
                         self._ended(place)
+                self._follow()
         finally:
             self._end_all()
+            if self._follower is not None:
+                self._follow()
+                self._follower.end()
         figures = self.figures()
         self._on_figures(figures)
         return figures
+
+    def _follow(self) -> None:
+        """Workers are told what the service says, and the service what they say."""
+        if self._follower is None:
+            return
+        route = self._follower.route
+        for place in self._places:
+            if place.link is not None and place.told is not route:
+                try:
+                    place.link.send(self._encode(route), socket.MSG_DONTWAIT)
+                except OSError:  # it is busy, or ends: the next look finds out
+                    continue
+                place.told = route
+        words = [place.followed for place in self._places if not place.over]
+        self._follower.say(said_of(route, words), seen_by(route, words, self._deaths))
 
     def _start(self, place: _Place) -> None:
         if self._stopping:
@@ -140,12 +171,14 @@ class Supervisor:
             settings=self._settings,
             index=place.index,
             ends=self._ends,
+            route=self._follower.route if self._follower is not None else None,
             log_level=self._log[0],
             log_format=self._log[1],
         )
         with theirs:
             place.process = self._spawn(config, theirs)
         place.link, place.error = ours, ""
+        place.followed, place.told = None, config.route
         self._selector.register(ours, selectors.EVENT_READ, place)
         if self._stopping:  # the signal came while it was started, and did not find it
             self.stop()
@@ -172,6 +205,10 @@ class Supervisor:
             self._on_promise(report.promise)
         if report.ready:
             self._ready = True
+        if report.followed is not None:
+            place.followed = report.followed
+        if report.running is not None and place.followed is not None:
+            place.followed = msgspec.structs.replace(place.followed, running=report.running)
         if report.snapshot:
             before = _done(place.snapshot)
             place.snapshot = self._families(report.snapshot)
@@ -192,6 +229,9 @@ class Supervisor:
         if code < 0:
             ended = owner_of(place.process.pid), how(code, self._settings.run_timeout)
             self._ends = dict([*self._ends.items(), ended][-_ENDS:])
+        if place.followed is not None and self._follower is not None:
+            self._deaths.of(self._follower.route, place.followed, killed=code < 0)
+            place.followed = None
         place.process = None
         self._past = merge([*self._past, *(f for f in place.snapshot if f.kind != "gauge")])
         place.snapshot = []

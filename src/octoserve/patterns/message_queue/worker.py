@@ -21,9 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from octoserve.connectors.queues.protocol import Fenced, QueueSink, QueueSource
+from octoserve.control.rollout.following import Route
 from octoserve.core.errors import NotFound, OctoserveError, SettingsError, Unavailable
 from octoserve.patterns.message_queue import opening
 from octoserve.patterns.message_queue.crew import Crew
+from octoserve.patterns.message_queue.following import Followed
 from octoserve.patterns.message_queue.ledger import Ledger
 from octoserve.patterns.message_queue.loop import Limits, Loop, Stopped, Work
 from octoserve.patterns.message_queue.opening import Kinds
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 DONE, FAILED, ASKED_WRONGLY, AWAY, FENCED = 0, 1, 2, 75, 76
 """Exit codes. The last two: start another."""
 _BEAT = 1.0
+LARGEST = 1 << 20
+"""Bytes of a message between a worker and its supervisor."""
 _YOUNG = 50_000
 """Objects that may come before the collector looks at them; Python's own choice is 700."""
 
@@ -47,12 +51,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker tells its supervisor, every second and at its end.
 
     ready: it takes messages; promise: what source and sink give; error: why it ends, if that was not wanted
+    followed: of a queue that follows a service; running: the role of the arm that runs from now on, None for no change
     """
 
     snapshot: bytes = b""
     ready: bool = False
     promise: str = ""
     error: str = ""
+    followed: Followed | None = None
+    running: str | None = None
 
 
 class Link:
@@ -60,13 +67,19 @@ class Link:
 
     def __init__(self, end: socket.socket, stop: threading.Event) -> None:
         self._end = end
+        self.hear: Callable[[Route], None] = lambda route: None
+        """Told what the service says, in a thread of its own."""
+        self.followed: Callable[[str], Followed] | None = None
+        self._running = ""
         self._send = msgspec.msgpack.Encoder().encode
         self._told = -_BEAT
         threading.Thread(target=self._listen, args=(stop,), daemon=True).start()
 
     def _listen(self, stop: threading.Event) -> None:
+        read = msgspec.msgpack.Decoder(Route).decode
         with contextlib.suppress(OSError):
-            self._end.recv(1)
+            while told := self._end.recv(LARGEST):
+                self.hear(read(told))
         stop.set()
 
     def tell(self, report: Report) -> None:
@@ -79,7 +92,13 @@ class Link:
         at = time.monotonic()
         if now or at - self._told >= _BEAT:
             self._told = at
-            self.tell(Report(snapshot=registry.snapshot(), ready=True))
+            followed = self.followed(self._running) if self.followed is not None else None
+            self.tell(Report(snapshot=registry.snapshot(), ready=True, followed=followed))
+
+    def runs(self, role: str) -> None:
+        """A run of this arm begins; "" when it is over."""
+        self._running = role
+        self.tell(Report(running=role))
 
 
 @contextlib.contextmanager
@@ -122,7 +141,9 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
     settings = msgspec.structs.replace(config.settings, worker=config.index)
     registry = Registry()
     with ThreadPoolExecutor(1, "run") as executor:
-        crew = Crew(settings, kinds.runtimes, registry, executor) if settings.payload != REQUESTS else None
+        crew = None
+        if settings.payload != REQUESTS:
+            crew = Crew(settings, kinds.runtimes, registry, executor, config.route)
         source, sink = opening.source(kinds, settings), opening.sink(kinds, settings)
         owner = f"{owner_of(os.getpid())}/{uuid.uuid4().hex[:8]}"
         ledger = opening.ledger(kinds, settings, source.name, owner, config.ends)
@@ -133,7 +154,8 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
         if crew is None:
             loop = loop_of_requests(settings, kinds, registry, executor, source, sink, ledger, owner, stop.is_set, beat)
         else:
-            loop = make_loop(settings, crew, source, sink, ledger, registry, owner, stop, beat)
+            follows = config.route is not None
+            loop = make_loop(settings, crew, source, sink, ledger, registry, owner, stop, beat, link, follows)
             crew.models.tick = loop.keep
         link.tell(Report(promise=str(promise(source.traits, sink.traits))))
         # What is here now stays, and a micro-batch has some thousand objects that hold no cycle: the collector, which
@@ -158,10 +180,20 @@ def make_loop(
     owner: str,
     stop: threading.Event,
     beat: Callable[[bool], None],
+    link: Link,
+    follows: bool,
 ) -> Loop:
     """The loop of these settings."""
+
+    def turn() -> None:
+        if crew.turn():
+            beat(True)
+
+    if follows:
+        link.hear, link.followed = crew.hear, crew.followed
     statistics = Statistics(registry, settings.model, time.time)
-    routed = crew.routed(lambda: deadline(settings.run_timeout), statistics.failed_by)
+    runs = link.runs if follows else lambda role: None
+    routed = crew.routed(lambda: deadline(settings.run_timeout), statistics.failed_by, runs)
     work = Work(
         scorer=crew.models,
         decode=crew.voice(crew.models.version).decode,
@@ -170,4 +202,7 @@ def make_loop(
         score_by=routed.score,
     )
     limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)
-    return Loop(source, sink, ledger, work, limits, statistics, lane=owner, stop=stop.is_set, beat=beat)
+    return Loop(
+        source, sink, ledger, work, limits, statistics, lane=owner, stop=stop.is_set, beat=beat,
+        turn=turn if follows else lambda: None,
+    )  # fmt: skip

@@ -130,18 +130,18 @@ def application(supervisor: Supervisor) -> ASGIApp:
     return OriginGuard(app, supervisor.admin_port)
 
 
-async def _body(request: Request) -> bytes:
-    """At most _MAX_BODY bytes, within _BODY_TIMEOUT."""
-    body = b""
+async def _body(request: Request, most: int = _MAX_BODY) -> bytes:
+    """At most so many bytes, within _BODY_TIMEOUT."""
+    body = bytearray()
     try:
         async with asyncio.timeout(_BODY_TIMEOUT):
             async for part in request.stream():
                 body += part
-                if len(body) > _MAX_BODY:
-                    raise errors.TooLarge(f"at most {_MAX_BODY} bytes are taken")
+                if len(body) > most:
+                    raise errors.TooLarge(f"at most {most} bytes are taken")
     except TimeoutError:
         raise HTTPException(408, "the body did not come in time", {"connection": "close"}) from None
-    return body
+    return bytes(body)
 
 
 async def _version(request: Request) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -33,7 +33,16 @@ _REPORT_HEADERS = {
 }
 """A report holds what clients sent: escaped, and given no way to do anything."""
 
-ReadBody = Callable[[Request], Awaitable[bytes]]
+MAX_WORD = 8 << 20
+"""Bytes of what a follower says: evidence by segments, and a sample of keys."""
+
+
+class ReadBody(Protocol):
+    """Reads a request's body."""
+
+    def __call__(self, request: Request, most: int = ...) -> Awaitable[bytes]:
+        """At most so many bytes. Raises TooLarge."""
+        ...
 
 
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +119,11 @@ def routes(supervisor: Supervisor, read_body: ReadBody) -> list[Route]:
         await rollouts.ask(endpoint, Command(name), WHO, body.reason[:MAX_REASON], body.id)
         return _json(shown(endpoint), 202)
 
+    async def follow(request: Request) -> Response:
+        endpoint = request.path_params["endpoint"]
+        shown(endpoint)
+        return _json(await rollouts.followers.hear(endpoint, await read_body(request, MAX_WORD)))
+
     async def history(request: Request) -> Response:
         endpoint = request.path_params["endpoint"]
         shown(endpoint)
@@ -164,6 +178,7 @@ def routes(supervisor: Supervisor, read_body: ReadBody) -> list[Route]:
         Route("/api/rollouts", all_of_them),
         Route(base, one, methods=["GET"]),
         Route(base, start, methods=["POST"]),
+        Route(f"{base}/follow", follow, methods=["POST"]),
         Route(f"{base}/history", history),
         Route(f"{base}/audit", audit),
         Route(f"{base}/report", report),

@@ -34,13 +34,16 @@ class Word:
 
     async def tell(self, seen: Sequence[Seen], now: bool = False) -> None:
         """Say what holds here, evidence included; `now` although it is not time. Nothing where nobody else is."""
-        if not self._ledger.shared:
-            return
         live = list(self._state.live.values())
+        shared = self._ledger.shared
+        if not shared and not self._replicas.others:
+            await self._forget(live)
+            return
         report = ReplicaReport(
             rollouts={rollout.id: self._facts.say(rollout) for rollout in live}, serves=self._serves()
         )
-        told = seen_here(live, seen)
+        # Beside followers this one is shown too. What its workers have seen it asks of them, also after a new start.
+        told = seen_here(live, seen) if shared else {}
         said = report, {id: one.cut for id, one in told.items()}
         at = time.monotonic()
         beat = BEAT_EXPOSED if told else BEAT
@@ -52,14 +55,21 @@ class Word:
 
     async def _show(self, live: list[Rollout]) -> None:
         ledger, token, looks = self._ledger, self._ledger.token, self._state.looks
-        if token:
+        if not ledger.shared:
+            await self._forget(live)
+        elif token:
             mine = {r.id: canonical(looks[r.id]) for r in live if r.id in looks}
             if mine:
                 await ledger.do(lambda store: store.show(token, mine))
-            ids, silent = frozenset(r.id for r in live), self._replicas.silent()
-            if ids != self._kept or silent:
-                await ledger.do(lambda store: store.forget(token, ids, silent))
-                self._kept = ids
+            await self._forget(live)
         elif live:
             shown = await ledger.do(lambda store: store.looks())
             self._state.looks = {r.id: read_record(shown[r.id].decode(), Look) for r in live if r.id in shown}
+
+    async def _forget(self, live: list[Rollout]) -> None:
+        """Who leads drops what rollouts that are over, and replicas and followers long gone, have left."""
+        ledger, token = self._ledger, self._ledger.token
+        ids, silent = frozenset(r.id for r in live), self._replicas.silent()
+        if token and (ids != self._kept or silent):
+            await ledger.do(lambda store: store.forget(token, ids, silent))
+            self._kept = ids

@@ -16,7 +16,7 @@ from octoserve.control.rollout.replica_tables import ReplicaRow, Said, Survey
 from octoserve.control.rollout.values import Rollout
 from octoserve.control.rollout.wish import Wish, wish_of
 from octoserve.core.clock import Clock, monotonic
-from octoserve.core.evidence import KEY_SAMPLE, Seen, Stratum, merge
+from octoserve.core.evidence import Seen, seen_of
 from octoserve.patterns.online.supervisor.service_files import write_atomically
 
 LEADER_GONE = 4.0
@@ -90,6 +90,11 @@ class Replicas:
         """This replica begins to lead, or stops to: what it knew of versions may have holes."""
         self._followed.clear()
 
+    @property
+    def others(self) -> bool:
+        """Whether anybody else is known: replicas, or followers."""
+        return any(row.id != self.me for row in self._rows)
+
     def silent(self) -> list[str]:
         """Those without a word for so long that their rows may go."""
         return [row.id for row in self._rows if row.id != self.me and self._watch.age(row.id) > FORGOTTEN]
@@ -158,29 +163,8 @@ def _failure(name: str, said: Said, mine: Said) -> str:
 
 def seen_here(rollouts: Iterable[Rollout], seen: Sequence[Seen]) -> dict[str, Seen]:
     """By rollout id: what this replica's workers, those that are gone included, have seen of its current stratum."""
-    told: dict[str, Seen] = {}
-    for rollout in rollouts:
-        cut = next((s.cut for s in seen if s.seed == rollout.id and s.cut), "")
-        mine = [s for s in seen if rollout.stratum and s.evidence.name == rollout.stratum]
-        if not mine and not cut:
-            continue
-        total = Stratum(endpoint=rollout.endpoint, name=rollout.stratum)
-        for one in mine:
-            total = merge(total, one.evidence)
-        keys = [s.keys for s in mine if s.keys is not None]
-        told[rollout.id] = Seen(evidence=total, seed=rollout.id, cut=cut, keys=join_keys(keys) if keys else None)
-    return told
-
-
-def join_keys(samples: Iterable[tuple[int, dict[int, str]]]) -> tuple[int, dict[int, str]]:
-    """Several samples of distinct keys as one of the same kind, no larger than one: see `exposure.KeySample`."""
-    told = list(samples)
-    level = max((level for level, _ in told), default=0)
-    united = {key: role for _, keys in told for key, role in keys.items() if not key & ((1 << level) - 1)}
-    while len(united) > KEY_SAMPLE and level < 64:
-        level += 1
-        united = {key: role for key, role in united.items() if not key & ((1 << level) - 1)}
-    return level, united
+    told = {rollout.id: seen_of(rollout.id, rollout.endpoint, rollout.stratum, seen) for rollout in rollouts}
+    return {id: one for id, one in told.items() if one is not None}
 
 
 def identity(state_dir: Path, service: str, goes_on: bool) -> tuple[str, str]:

@@ -12,6 +12,7 @@ makes the plans, is always derived from committed records, so a crash between th
 | looking, answering, deciding, committing | `rollout_walk` |
 | forgetting | `rollout_retention` |
 | what the replicas say, and what this one says to them | `replicas`, `replica_word` |
+| who follows from outside | `followers` |
 
 Where the store is shared, one replica leads and decides; the others take up what it committed, and tell what came of
 it: docs/decisions/0009-several-replicas.md has the order of a step.
@@ -25,6 +26,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from octoserve.control.rollout.following import PREFIX
 from octoserve.control.rollout.machine import refusal
 from octoserve.control.rollout.replica_tables import Said, Survey
 from octoserve.control.rollout.store import Fenced, Ledger
@@ -33,6 +35,7 @@ from octoserve.core.errors import Unavailable, Unsupported
 from octoserve.core.evidence import Seen
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.fleet import Fleet
+from octoserve.patterns.online.supervisor.followers import Followers
 from octoserve.patterns.online.supervisor.replica_word import Word
 from octoserve.patterns.online.supervisor.replicas import Replicas
 from octoserve.patterns.online.supervisor.rollout_facts import Facts, Look, Previewer, Readings
@@ -89,6 +92,7 @@ class Rollouts:
         self._starts = Starts(self.ledger, self._state, room, sections, strategies, now)
         self.make, self.trusted, self.propose = self._starts.make, self._starts.trusted, self._starts.propose
         self._retention = RolloutRetention(keep, now)
+        self.followers = Followers(self.ledger, self._state, room)
         self._word = Word(self.ledger, self._state, self._facts, self.replicas, self._serves)
         self._wake = asyncio.Event()
         self._turned = asyncio.Condition()
@@ -161,6 +165,11 @@ class Rollouts:
                     complaint = str(error)
                     log.error("the start waits for the rollout store: %s", error)
                 await asyncio.sleep(1.0)
+        if not ledger.shared:
+            for row in survey.replicas:
+                if not row.id.startswith(PREFIX):  # this service's last supervisor
+                    await ledger.do(lambda store, id=row.id: store.leave(id))  # type: ignore[misc]
+            survey = await ledger.do(lambda store: store.survey())
         self.replicas.heard(survey)
         await self._state.open(survey, ledger.history)
 
@@ -233,17 +242,17 @@ class Rollouts:
         """What is stored now, taken up. Where the leader is gone, this replica leads from here on. Raises Fenced."""
         ledger = self.ledger
         survey = await ledger.do(lambda store: store.survey())
-        if ledger.shared:
+        self.replicas.heard(survey)
+        alone = not ledger.shared or self._room.scan is None
+        if not alone and self.replicas.leader_is_gone(survey, ledger.token):
+            await self._word.tell([], now=True)  # a leader without a row would be replaced at once
+            me, after = self.replicas.me, survey.token
+            ledger.token = await ledger.do(lambda store: store.take_over(after, me))
+            if self.leads:
+                log.info("this replica, %s, leads rollouts now", me)
+                self.replicas.forget()
+            survey = await ledger.do(lambda store: store.survey())  # the one before may have decided meanwhile
             self.replicas.heard(survey)
-            if self._room.scan is not None and self.replicas.leader_is_gone(survey, ledger.token):
-                await self._word.tell([], now=True)  # a leader without a row would be replaced at once
-                me, after = self.replicas.me, survey.token
-                ledger.token = await ledger.do(lambda store: store.take_over(after, me))
-                if self.leads:
-                    log.info("this replica, %s, leads rollouts now", me)
-                    self.replicas.forget()
-                survey = await ledger.do(lambda store: store.survey())  # the one before may have decided meanwhile
-                self.replicas.heard(survey)
         await self._state.take_up(survey, ledger.history)
         if self.leads and survey.token != ledger.token:
             raise Fenced(f"token {ledger.token} is not the highest: {survey.leader} leads with {survey.token}")
@@ -251,7 +260,7 @@ class Rollouts:
 
     async def _lead(self, survey: Survey, seen: list[Seen]) -> None:
         await self._starts.due()
-        if self.ledger.shared and self._state.exposed:
+        if self._state.exposed:  # followers may have told something where no other replica is
             told = await self.ledger.do(lambda store: store.evidence())
             seen = [*seen, *(what for replica, what in told if replica != self.replicas.me)]
         for rollout in list(self.live.values()):
@@ -275,7 +284,7 @@ class Rollouts:
         self._walk.forget(rollout_id)
 
     def _joined(self, rollout: Rollout, mine: Said) -> Said:
-        return self.replicas.joined(rollout, mine) if self.ledger.shared else mine
+        return self.replicas.joined(rollout, mine)
 
     def _serves(self) -> tuple[str, ...] | None:
         scan = self._room.scan
