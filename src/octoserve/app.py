@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from octoserve.connectors.queues.address import Address
     from octoserve.connectors.queues.answers import SqlAnswers
     from octoserve.control.rollout.values import Course
+    from octoserve.in_process import Endpoint
     from octoserve.patterns.batch.engine import Engine
     from octoserve.patterns.batch.job import Job
     from octoserve.patterns.batch.matching import Matched
@@ -31,23 +33,34 @@ if TYPE_CHECKING:
     from octoserve.patterns.online.http.async_door import Way
     from octoserve.patterns.online.settings import AsyncRequests
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
-    from octoserve.runtimes.protocol import Runtime
     from octoserve.repository.layout import Formats
+    from octoserve.runtimes.protocol import Runtime
     from octoserve.spec import BatchSection, RolloutSection, ServeSettings
 
 
-def runtimes(trust: Sequence[str] = ()) -> dict[str, Runtime]:
+def runtimes(trust: Sequence[str] | None = None) -> dict[str, Runtime]:
     """Every runtime by its name: ours, and those that other packages bring.
 
-    trust: what the repository's versions may bring beyond data, see docs/runtimes.md#trust
+    trust: what the repository's versions may bring beyond data, see docs/runtimes.md#trust; unset: OCTOSERVE_TRUST
     """
+    if trust is None:
+        trust = [name.strip() for name in os.environ.get("OCTOSERVE_TRUST", "").split(",")]
     from octoserve.runtimes.found import found
     from octoserve.runtimes.lightgbm import LightGBMRuntime
     from octoserve.runtimes.onnx import OnnxRuntime
-
+    from octoserve.runtimes.python import CODE, PythonRuntime
+    from octoserve.runtimes.remote import RemoteRuntime
+    from octoserve.runtimes.sklearn import SklearnRuntime
     from octoserve.runtimes.xgboost import XGBoostRuntime
 
-    ours: tuple[Runtime, ...] = (OnnxRuntime(), XGBoostRuntime(), LightGBMRuntime())
+    ours: tuple[Runtime, ...] = (
+        OnnxRuntime(),
+        XGBoostRuntime(),
+        LightGBMRuntime(),
+        SklearnRuntime(trust),
+        PythonRuntime(CODE in trust),
+        RemoteRuntime(),
+    )
     by_name = {runtime.name: runtime for runtime in ours}
     return {**by_name, **found(by_name)}
 
@@ -56,6 +69,7 @@ def formats() -> Formats:
     """What versions are made of here."""
     from octoserve.repository.layout import Formats
     from octoserve.runtimes.protocol import artifacts_of
+
     known = runtimes()
     return Formats(artifacts_of(known.values()), tuple(known))
 
@@ -113,6 +127,7 @@ def consumers(settings: ServeSettings) -> Consumers | None:
             retry_delay=section.retry_delay,
             redeliver_after=section.redeliver_after,
             state_dir=requests.state_dir,
+            trust=tuple(settings.trust),
             inputs=requests.inputs,
             max_input=section.max_input,
         )
@@ -158,16 +173,16 @@ def async_way(requests: AsyncRequests) -> Way:
     return Way({model: publisher(model) for model in requests.models}, known[address.scheme](address))
 
 
-def batch_tools(**others: Any) -> Tools:
-    """What a batch job runs with; see `patterns.batch.run.Tools` for the others."""
+def batch_tools(*, trust: Sequence[str] | None = None, **others: Any) -> Tools:
+    """What a batch job runs with; see `runtimes` for trust, `patterns.batch.run.Tools` for the others."""
     from octoserve.patterns.batch.run import Tools
-
     from octoserve.runtimes.found import library_of
-    known = runtimes()
+
+    known = runtimes(trust)
     return Tools(known, {name: library_of(runtime) for name, runtime in known.items()}, **others)
 
 
-def batch_engine(section: BatchSection) -> Engine | None:
+def batch_engine(section: BatchSection, trust: Sequence[str] | None = None) -> Engine | None:
     """What the section asks for; None is the local one. Raises SettingsError."""
     from octoserve.core.errors import SettingsError
 
@@ -179,7 +194,7 @@ def batch_engine(section: BatchSection) -> Engine | None:
     from octoserve.patterns.batch.spark.session import SparkSettings
 
     settings = SparkSettings(master=section.spark_master or "", remote=section.spark_remote or "")
-    return SparkEngine(settings, batch_tools)
+    return SparkEngine(settings, batch_tools if trust is None else partial(batch_tools, trust=tuple(trust)))
 
 
 def batch(
@@ -214,7 +229,6 @@ def batch(
         return run(wish_of(checked, str(repository)), run_of(checked), tools)
 
 
-def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve") -> Kinds:
 def load(
     path: str | os.PathLike[str], version: int | None = None, *, columns: Sequence[str] = (), missing: str = ""
 ) -> Endpoint:
@@ -231,6 +245,7 @@ def load(
     return Endpoint(Version(folder.parent, folder.name, version, runtimes(), {}), columns, missing)
 
 
+def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve", trust: Sequence[str] | None = None) -> Kinds:
     """Every source and sink of a queue, by the scheme of its address. state_dir: where an embedded sink's broker is."""
     from octoserve.connectors.queues.answer_databases import postgres_answers, sqlite_answers
     from octoserve.connectors.queues.kafka import KafkaSource, kafka_source
@@ -284,7 +299,7 @@ def load(
         return postgres_answers(address, server(address))
 
     return Kinds(
-        runtimes=runtimes(),
+        runtimes=runtimes(trust),
         sources={"embedded": nats, "nats": nats, "kafka": kafka},
         tools={"embedded": nats_tools, "nats": nats_tools, "kafka": kafka_tools},
         sinks={
@@ -334,7 +349,8 @@ def queue_worker(link: int) -> NoReturn:
 
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
     write_logs = set_up(config.log_level, config.log_format, f"worker {config.index}")
-    code = run_worker(config, queue_kinds(config.settings.state_dir), socket.socket(fileno=link))
+    kinds = queue_kinds(config.settings.state_dir, config.settings.trust)
+    code = run_worker(config, kinds, socket.socket(fileno=link))
     write_logs()
     os._exit(code)  # not waiting for a run that hangs
 
@@ -375,7 +391,7 @@ def worker() -> NoReturn:
         os._exit(0)
     config = msgspec.json.decode(told, type=WorkerConfig)
     write_logs = set_up(config.log_level, config.log_format, f"worker {config.index}")
-    code = run_worker(config, runtimes(), async_way)
+    code = run_worker(config, runtimes(config.trust), async_way)
     write_logs()
     os._exit(code)
 

@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     repository = folder / "models"
     known = {kind: made(kind, repository) for kind in FORMATS}
     known["labelled"] = made("xgboost", repository, "labelled", yaml=LABELLED)
-    with serving(repository, folder / "service", patience=180) as service:
+    with serving(repository, folder / "service", patience=180, trust="code") as service:
         until(lambda: all(e["state"] == "READY" for e in service.index().values()), 180)
         yield Place(service, repository, known)
 

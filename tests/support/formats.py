@@ -94,11 +94,92 @@ def lightgbm_cities(folder: Path) -> Made:
     return Made(columns_of(frame, np.float64), {"prediction": booster.predict(frame)})
 
 
+def sklearn_model(folder: Path) -> Made:
+    """A forest behind a scaler; its classes are texts."""
+    import skops.io
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    table = rows()
+    target = np.array(["legit", "fraud"])[classes(table)]
+    model = make_pipeline(StandardScaler(), RandomForestClassifier(4, random_state=0, n_jobs=2)).fit(table, target)
+    skops.io.dump(model, folder / "model.skops")
+    return Made({"features": table}, {"label": model.predict(table), "probabilities": model.predict_proba(table)})
+
+
+SKLEARN_CITIES = """
+inputs:
+  - {name: amount, datatype: FP64}
+  - {name: age, datatype: FP64}
+  - {name: hour, datatype: FP64}
+  - {name: city, datatype: BYTES}
+categories: {city: [Bern, Oslo, Rome]}
+"""
+
+
+def sklearn_cities(folder: Path) -> Made:
+    """A pipeline that picks its columns by name."""
+    import skops.io
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    frame = with_cities().astype({"city": object})
+    target = frame["amount"] + 3 * (frame["city"] == "Oslo")
+    columns = make_column_transformer((OneHotEncoder(), ["city"]), ("passthrough", list(NAMES)))
+    model = make_pipeline(columns, Ridge()).fit(frame, target)
+    skops.io.dump(model, folder / "model.skops")
+    (folder / "model.yaml").write_text(SKLEARN_CITIES)
+    return Made(columns_of(frame, np.float64), {"prediction": model.predict(frame)})
+
+
+PYTHON = """
+import numpy as np
+from . import factors
+
+class Model:
+    def __init__(self, options):
+        self.plus = options["plus"]
+
+    {word} predict(self, inputs):
+        rows = inputs["rows"] * factors.FACTOR + self.plus
+        {wait}
+        return {{"rows": rows, "kind": ["big" if row.sum() > 30 else "small" for row in rows]}}
+"""
+PYTHON_YAML = """
+inputs: [{name: rows, datatype: FP32, shape: [-1, 3]}]
+outputs: [{name: rows, datatype: FP32, shape: [-1, 3]}, {name: kind, datatype: BYTES}]
+options: {plus: 1}
+"""
+
+
+def python_model(folder: Path, word: str = "def", wait: str = "pass") -> Made:
+    """A class of two files."""
+    (folder / "model.py").write_text(PYTHON.format(word=word, wait=wait))
+    (folder / "factors.py").write_text("FACTOR = 2")
+    (folder / "model.yaml").write_text(PYTHON_YAML)
+    table = rows(8).astype(np.float32)
+    wanted = table * np.float32(2) + np.float32(1)
+    kinds = np.array(["big" if row.sum() > 30 else "small" for row in wanted])
+    return Made({"rows": table}, {"rows": wanted, "kind": kinds})
+
+
+def python_async(folder: Path) -> Made:
+    """The same, awaited."""
+    return python_model(folder, "async def", "import asyncio; await asyncio.sleep(0.01)")
+
+
 FORMATS: dict[str, Callable[[Path], Made]] = {
     "xgboost": xgboost_model,
     "xgboost_cities": xgboost_cities,
     "lightgbm": lightgbm_model,
     "lightgbm_cities": lightgbm_cities,
+    "sklearn": sklearn_model,
+    "sklearn_cities": sklearn_cities,
+    "python": python_model,
+    "python_async": python_async,
 }
 
 

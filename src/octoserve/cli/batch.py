@@ -209,7 +209,8 @@ def _carry_out(wanted: Asked, as_json: bool, resume: bool) -> None:
 
     stop = _Stop()
     screen = Screen(wanted, quiet=as_json)
-    tools = batch_tools(stop=stop.event, on_begin=screen.begin, engine=batch_engine(wanted.section))
+    engine = batch_engine(wanted.section, wanted.trust)
+    tools = batch_tools(trust=wanted.trust, stop=stop.event, on_begin=screen.begin, engine=engine)
     try:
         with stop, screen:
             outcome = go_on(wanted.sink, wanted.run, tools) if resume else begin(wanted.wish(), wanted.run, tools)

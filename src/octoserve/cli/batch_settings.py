@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 class Asked:
     """A job, or the run of one that a sink was begun with."""
 
-    def __init__(self, section: BatchSection, repository: str) -> None:
+    def __init__(self, section: BatchSection, repository: str, trust: Sequence[str] = ()) -> None:
         from octoserve.patterns.batch.asking import run_of
 
         self.section = section
         self.repository = repository
+        self.trust = tuple(trust) or None
+        """What the settings file says of it; None leaves it to OCTOSERVE_TRUST."""
         self.sink = str(section.sink)
         self.state_dir = section.state_dir
         self.metrics_port = section.metrics_port
@@ -52,7 +54,7 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None, *,
         checked = settings.check(values, {"batch": f"{spec}: batch" if spec else "batch"}, spec or "")
     except SettingsError as error:
         raise SettingsError(_as_flags(str(error), given, spec)) from None
-    return Asked(checked.batch, str(checked.repository))
+    return Asked(checked.batch, str(checked.repository), checked.trust)
 
 
 def tolerance_of(spec: str | None, model: str) -> Mapping[str, Mapping[str, float]]:

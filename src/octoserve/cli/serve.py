@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
 
 _GROUPS = {
-    "Models": ("repository", "model", "version_policy", "async_models", "spec"),
+    "Models": ("repository", "model", "version_policy", "async_models", "trust", "spec"),
     "Doors": (
         "host",
         "http_port",
@@ -39,6 +39,7 @@ _GROUPS = {
         "log_format",
     ),
 }
+_LISTS = ("model", "trust")
 _SWITCHES = ("protect_metrics", "repository_api")
 
 
@@ -65,7 +66,7 @@ def _parameter(name: str) -> inspect.Parameter:
         text = "Settings file; every flag but this one is a field of it. (OCTOSERVE_SPEC)"
     else:
         field = spec.ServeSettings.model_fields[name]
-        default = "" if field.is_required() or field.default_factory or name == "model" else field.default
+        default = "" if field.is_required() or field.default_factory or name in _LISTS else field.default
         shown = f" [dim]\\[default: {default}][/dim]" if default not in ("", None) else ""
         text = f"{field.description}{shown}"
     kind: Any = str | None
@@ -73,7 +74,7 @@ def _parameter(name: str) -> inspect.Parameter:
     if name in _SWITCHES:
         kind = bool | None
         declared = (f"{flag}/--no-{flag[2:]}",)
-    elif name == "model":
+    elif name in _LISTS:
         kind = list[str] | None
     option = typer.Option(*declared, help=text, rich_help_panel=group, show_default=False)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])

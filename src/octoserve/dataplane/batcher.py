@@ -23,7 +23,7 @@ import numpy as np
 
 from octoserve.core.clock import Clock
 from octoserve.core.datatypes import DATATYPES
-from octoserve.core.errors import Cancelled, DeadlineExceeded, Internal, OctoserveError
+from octoserve.core.errors import Cancelled, DeadlineExceeded, Internal, OctoserveError, Overloaded, Unavailable
 from octoserve.core.results import Ran, Result
 from octoserve.core.signature import Signature
 from octoserve.core.tensors import Array
@@ -40,6 +40,8 @@ SWEEP_SECONDS = 0.01
 """How late a deadline may be noticed while a run is in a thread."""
 FAILURE_LOG_SECONDS = 1.0
 """A failure of a version's run is logged at most this often: a client can make as many as it likes."""
+Outcome = Sequence[tuple[list[Call], Ran | OctoserveError]]
+"""What came of a run: of all its calls at once, or of each where it failed as a whole."""
 _SMOOTHING = 0.1
 _DOUBTED = 8
 """So many runs after one that was long by the clock have their CPU time read: reading it takes longer than the rest
@@ -95,7 +97,7 @@ class Batcher:
 
     def beside(self) -> Batcher:
         """A second queue of the same version, with runs of its own and the same statistics."""
-        return Batcher(
+        return type(self)(
             self.handle, self.statistics, self._limits, self._loop, self._executor, self._clock, self._budget
         )
 
@@ -233,9 +235,7 @@ class Batcher:
         except RuntimeError:
             log.debug("the event loop closed during a run")
 
-    def _execute(
-        self, calls: list[Call], rows: int, doubted: bool
-    ) -> tuple[int, float, float, float | None, list[tuple[list[Call], Ran | OctoserveError]]]:
+    def _execute(self, calls: list[Call], rows: int, doubted: bool) -> tuple[int, float, float, float | None, Outcome]:
         """Run, without touching any state of the loop: this may be another thread. The CPU time only if `doubted`."""
         start = self._clock()
         cpu = time.thread_time() if doubted else 0.0
@@ -251,6 +251,8 @@ class Batcher:
                 log.warning("%s does not keep its rows apart; it is served unbatched from now on", handle.ref)
                 return [part for call in calls for part in self._run([call], call.rows)]
             return [(calls, Ran(handle.ref.model, handle.ref.version, handle.signature, outputs))]
+        except (Unavailable, Overloaded) as error:  # of a server behind the model: no half of the batch would do better
+            return [([call], error) for call in calls]
         except Exception as error:
             if len(calls) > 1:
                 half = len(calls) // 2
@@ -279,36 +281,41 @@ class Batcher:
             old.inputs, old.outputs, False, old.dimensions, old.features, old.missing, old.categories
         )
 
-    def _finish(
-        self,
-        rows: int,
-        start: float,
-        seconds: float,
-        cpu: float | None,
-        outcome: list[tuple[list[Call], Ran | OctoserveError]],
-    ) -> None:
-        if not self._merge and self.handle.signature.batchable:
-            self._unbatch()
-        statistics = self.statistics
-        count = len(self._running)
-        self._running = []
-        self._rows_ahead -= rows
-        self._budget.held -= self._size
-        self._learn(rows, self._size, seconds, cpu)
-        answered = rows
-        for calls, ran in outcome:
-            if isinstance(ran, OctoserveError):
-                answered -= calls[0].rows
-                self._fail(calls[0], ran)
-            else:
-                self._deliver(calls, ran, start)
-        statistics.ran(rows, seconds, answered)
-        statistics.fold_if_due()
-        self.handle.release(count)
+    def _finish(self, rows: int, start: float, seconds: float, cpu: float | None, outcome: Outcome) -> None:
+        calls, self._running = self._running, []
+        self._settle(calls, self._size, rows, start, seconds, cpu, outcome)
         if self._waiting:
             self._loop.call_soon(self._turn)
         else:
             self._scheduled = False
+
+    def _settle(
+        self,
+        ran: Sequence[Call],
+        size: int,
+        rows: int,
+        start: float,
+        seconds: float,
+        cpu: float | None,
+        outcome: Outcome,
+    ) -> None:
+        """A run of these calls, of so many bytes, has ended."""
+        if not self._merge and self.handle.signature.batchable:
+            self._unbatch()
+        statistics = self.statistics
+        self._rows_ahead -= rows
+        self._budget.held -= size
+        self._learn(rows, size, seconds, cpu)
+        answered = rows
+        for calls, came in outcome:
+            if isinstance(came, OctoserveError):
+                answered -= calls[0].rows
+                self._fail(calls[0], came)
+            else:
+                self._deliver(calls, came, start)
+        statistics.ran(rows, seconds, answered)
+        statistics.fold_if_due()
+        self.handle.release(len(ran))
 
     def _deliver(self, calls: list[Call], ran: Ran, start: float) -> None:
         alone = len(calls) == 1

@@ -23,6 +23,7 @@ from octoserve.core.tensors import Tensor
 from octoserve.dataplane.admission import DEFAULT_PENDING_BYTES, ByteBudget
 from octoserve.dataplane.batcher import Batcher, BatchLimits
 from octoserve.dataplane.call import NEVER, Call
+from octoserve.dataplane.lanes import LanesBatcher
 from octoserve.dataplane.slo import INTERNAL, SloCounts
 from octoserve.dataplane.splits import Judges, Splits
 from octoserve.dataplane.statistics import Metrics, VersionStatistics
@@ -96,7 +97,8 @@ class DataPlane:
                 self._metrics, ref.model, ref.version, self._slos.of(ref.model)
             )
         limits = BatchLimits(ref.max_batch_rows, self._max_batch_bytes, self._max_queue)
-        self._batchers[key] = Batcher(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget)
+        kind = LanesBatcher if handle.lanes else Batcher
+        self._batchers[key] = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget)
         self._changed(ref.model)
 
     def retire(self, handle: Handle) -> None:

@@ -12,12 +12,13 @@ from octoserve.runtimes.protocol import LoadedModel
 class Handle:
     """A loaded version. Single-threaded: leases are taken and released on the event loop only."""
 
-    __slots__ = ("_idle", "leases", "loaded", "ref", "signature")
+    __slots__ = ("_idle", "lanes", "leases", "loaded", "ref", "signature")
 
     def __init__(self, ref: VersionRef, loaded: LoadedModel) -> None:
         self.ref = ref
         self.loaded = loaded
         self.signature: Signature = loaded.signature
+        self.lanes: int = getattr(loaded, "lanes", 0)  # runtimes of others may not know of them
         self.leases = 0
         """Who takes one adds one, and holds it briefly: a plain sum, since every request does."""
         self._idle: Callable[[], None] | None = None

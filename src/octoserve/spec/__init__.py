@@ -108,6 +108,9 @@ class ServeSettings(Section):
 
     repository: Path
     """Folder of <model>/<version>/model.onnx."""
+    trust: Annotated[list[str], BeforeValidator(_split)] = Field(default_factory=list)
+    """What versions in this repository may bring beyond data: `code` (a model.py), or the name of a type that a skops
+    file holds. Whoever can write to the repository then runs code here. Empty: nothing."""
     model: Annotated[list[str], BeforeValidator(_split)] = Field(default_factory=list)
     """Serve these models only; empty: every model in the repository."""
     models: dict[str, ModelSection] = Field(default_factory=dict)

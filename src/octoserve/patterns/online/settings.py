@@ -71,6 +71,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     admission: Admission = Admission()
     spool: str = ""
     """Folder where pairs of a shadow are left; "" keeps none."""
+    trust: tuple[str, ...] = ()
+    """What the repository's versions may bring beyond data."""
     repository_api: bool = True
     """Whether clients may load and unload models through the data doors."""
     asynchronous: AsyncRequests | None = None

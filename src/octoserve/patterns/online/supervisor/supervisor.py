@@ -146,6 +146,8 @@ class Supervisor:
             readings=lambda rollout: self.readings(rollout),
             keep=settings.keep_rollouts,
         )
+        if pairs is not None:
+            self.rollouts.followers.spool = self._spool()
         self.readings = MetricReadings(
             lambda: list(self.rollouts.live.values()) if self.rollouts.leads else [],
             lambda endpoint: rollout_section(endpoint, settings).providers,
@@ -198,6 +200,10 @@ class Supervisor:
         doors = f"{host}:{self.http_port}", f"{host}:{self.grpc_port}"
         return make_fronts(sections, Behind(*doors, folder, self.settings.idle_timeout))
 
+    def _spool(self) -> Path:
+        """Where pairs of a shadow are left."""
+        return (self.settings.state_dir / "shadow" / "spool").resolve()
+
     def _worker_config(self, index: int) -> WorkerConfig:
         settings = self.settings
         return WorkerConfig(
@@ -220,7 +226,8 @@ class Supervisor:
                 slos=settings.slos(),
                 max_batch_bytes=settings.max_batch_bytes,
             ),
-            spool=str((settings.state_dir / "shadow" / "spool").resolve()),
+            spool=str(self._spool()),
+            trust=tuple(settings.trust),
             repository_api=settings.clients_may_load(),
             doors=tuple(settings.doors),
             default_model=settings.default_model or "",

@@ -1,0 +1,198 @@
+"""A Python class, `model.py`: for what no format says.
+
+    class Model:
+        def __init__(self, folder, options): ...     # both optional: a pathlib.Path, and model.yaml's options
+        def predict(self, inputs): ...               # or async def; {name: array} -> {name: array}, or the only output
+        def close(self): ...                         # optional
+
+`model.yaml` declares `inputs:` and `outputs:`, since a class does not. The file is code, and runs with all rights of
+the process: only where whoever runs octoserve trusts the repository (`trust: code`).
+
+`predict` runs in a thread, never on the event loop, one call at a time; an async one is awaited on a loop of the
+model's own, as many calls at a time as `lanes:` of the options says (16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from octoserve.core.datatypes import DATATYPES
+from octoserve.core.errors import BrokenVersion, Internal
+from octoserve.core.signature import Signature, TensorSpec
+from octoserve.core.tensors import Array
+from octoserve.runtimes.library import artifact, first_line
+from octoserve.runtimes.protocol import LoadedModel, RuntimeSettings
+
+CODE = "code"
+LANES = 16
+_FILE = "model.py"
+_OWN = ("class", "lanes")
+"""Options that are ours; the others are the class's."""
+_numbers = itertools.count()
+
+
+class PythonRuntime:
+    """Loads `model.py` from a version folder, where code is trusted."""
+
+    name = "python"
+    artifacts: tuple[str, ...] = (_FILE,)
+    distributions: tuple[str, ...] = ()
+
+    def __init__(self, trusted: bool = False) -> None:
+        self._trusted = trusted
+
+    def load(self, folder: Path, settings: RuntimeSettings) -> LoadedModel:
+        """Raises BrokenVersion with what the file raised, or with what is missing in model.yaml."""
+        path = artifact(folder, self.artifacts)
+        if not self._trusted:
+            raise BrokenVersion(
+                f"{_FILE} is code, and code of this repository is not trusted. If you trust whoever can write to it, "
+                f"set OCTOSERVE_TRUST={CODE}, or `trust: [{CODE}]` in octoserve.yaml"
+            )
+        if settings.inputs is None or settings.outputs is None:
+            missing = "inputs" if settings.inputs is None else "outputs"
+            raise BrokenVersion(
+                f"model.yaml: {missing}: wanted, since {_FILE} does not say them: "
+                f"`{missing}: [{{name: ..., datatype: FP32, shape: [-1, 3]}}, ...]`"
+            )
+        lanes = settings.options.get("lanes", LANES)
+        if type(lanes) is not int or not 1 <= lanes <= 1024:
+            raise BrokenVersion(f"model.yaml: options: lanes: 1 to 1024 wanted, {lanes!r} came")
+        module = _import(path)
+        model = _make(module, folder, settings.options)
+        return PythonModel(model, settings, lanes)
+
+
+def _import(path: Path) -> ModuleType:
+    """As a package of its own, so that `from . import other` finds files beside it, and two versions are two."""
+    name = f"octoserve_model_{next(_numbers)}"
+    # What Python would write beside the file would change the version, which is not to change.
+    sys.dont_write_bytecode = True
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise BrokenVersion(f"{path.name}: {type(error).__name__}: {first_line(error)}{_where(error, path)}") from error
+    return module
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """The deepest line of the file itself."""
+    line, at = 0, error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename == str(path):
+            line = at.tb_lineno
+        at = at.tb_next
+    return f" (line {line})" if line else ""
+
+
+def _make(module: ModuleType, folder: Path, options: Mapping[str, Any]) -> Any:
+    wanted = options.get("class", "Model")
+    kind = getattr(module, wanted, None) if isinstance(wanted, str) else None
+    if not isinstance(kind, type) or not callable(getattr(kind, "predict", None)):
+        raise BrokenVersion(
+            f"{_FILE}: a class {wanted!r} with a method predict(inputs) is wanted; name another under options: class"
+        )
+    rest = {key: value for key, value in options.items() if key not in _OWN}
+    offered = {"folder": folder, "options": rest}
+    takes = inspect.signature(kind).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
+    try:
+        return kind(**{name: value for name, value in offered.items() if name in takes or anything})
+    except Exception as error:
+        where = _where(error, Path(module.__file__ or ""))
+        raise BrokenVersion(f"{_FILE}: {wanted}(): {type(error).__name__}: {first_line(error)}{where}") from error
+
+
+class PythonModel:
+    """An instance of the class."""
+
+    platform = "python"
+
+    def __init__(self, model: Any, settings: RuntimeSettings, lanes: int) -> None:
+        self._model = model
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._predict: Callable[[dict[str, Array]], Any] = model.predict
+        self.lanes = 1
+        if inspect.iscoroutinefunction(model.predict):
+            self.lanes = lanes
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="model", daemon=True).start()
+            self._predict = self._awaited
+        inputs, outputs = settings.inputs or (), settings.outputs or ()
+        rows = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+        names = settings.features.get("", ())
+        self.signature = Signature(
+            inputs,
+            outputs,
+            batchable=bool(inputs) and rows and settings.batching is not False,
+            features={inputs[0].name: names} if names and len(inputs) == 1 else {},
+            categories=settings.categories,
+        )
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """See `runtimes.protocol.LoadedModel.run`."""
+        given = self._predict({spec.name: a for spec, a in zip(self.signature.inputs, inputs, strict=True)})
+        outputs = self.signature.outputs
+        if not isinstance(given, Mapping):
+            if len(outputs) != 1:
+                raise Internal(
+                    f"predict gave a {type(given).__name__}; {{name: array}} is wanted, for {_names(outputs)}"
+                )
+            given = {outputs[0].name: given}
+        missing = [spec.name for spec in outputs if spec.name not in given]
+        if missing:
+            raise Internal(f"predict gave no {missing[0]!r}; {_names(outputs)} are declared")
+        return [_as_declared(spec, given[spec.name]) for spec in outputs]
+
+    def _awaited(self, inputs: dict[str, Array]) -> Any:
+        assert self._loop is not None
+        coroutine: Coroutine[Any, Any, Any] = self._model.predict(inputs)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def close(self) -> None:
+        """See `runtimes.protocol.LoadedModel.close`."""
+        try:
+            if callable(getattr(self._model, "close", None)):
+                done = self._model.close()
+                if inspect.iscoroutine(done) and self._loop is not None:
+                    asyncio.run_coroutine_threadsafe(done, self._loop).result()
+        finally:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            del self._predict, self._model
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(spec.name for spec in specs)
+
+
+def _as_declared(spec: TensorSpec, value: Any) -> Array:
+    array = np.asarray(value)
+    dtype = DATATYPES[spec.datatype].dtype
+    if spec.datatype == "BYTES":
+        array = array.astype(object) if array.dtype.kind in "US" else array
+        fits = array.dtype == object and all(isinstance(item, str | bytes) for item in array.ravel().tolist())
+    else:
+        fits = array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")
+        array = array.astype(dtype, copy=False) if fits else array
+    sizes = zip(array.shape, spec.shape, strict=False)
+    if not fits or array.ndim != len(spec.shape) or not all(want in (-1, have) for have, want in sizes):
+        raise Internal(f"output {spec} is declared, predict gave {array.dtype} of shape {list(array.shape)}")
+    return array
