@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from octoserve.client.asynchronous import AsyncClient
+    from octoserve.client.blocking import Client
+
+__all__ = ["AsyncClient", "Client", "batch", "load", "score"]
 __version__ = "0.1.0"
 
 
@@ -46,3 +50,25 @@ def score(frame: Any, repository: str | os.PathLike[str], model: str, **settings
     Raises `core.errors.SettingsError` for what does not fit.
     """
     return import_module("octoserve.app").score(frame, repository, model, **settings)
+
+
+def load(path: str | os.PathLike[str], version: int | None = None, **settings: Any) -> Any:
+    """A version of a model in this process: `octoserve.load("models/fraud").predict(rows)`.
+
+    path: <repository>/<model>, or <repository>/<model>/<version>; without a version the highest
+    settings: `columns=[...]`, the columns of the model's only input in order, where its model.yaml names none;
+        `missing="nan"` or "refuse" for a missing number, instead of what model.yaml says
+    Returns an `in_process.Endpoint`, whose `predict` takes arrays, mappings of columns, Arrow tables, pandas and polars
+    frames, and gives a mapping of output names to arrays.
+
+    Raises `core.errors.NotFound`, `SettingsError`, `BrokenVersion`.
+    """
+    return import_module("octoserve.app").load(path, version, **settings)
+
+
+def __getattr__(name: str) -> Any:
+    """The clients, imported when somebody asks for them: `import octoserve` brings nothing along."""
+    module = {"Client": "blocking", "AsyncClient": "asynchronous"}.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"octoserve.client.{module}"), name)

@@ -1,0 +1,185 @@
+"""A client for an event loop: connections are kept, one for each request that is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httptools
+
+from octoserve.client import wire
+from octoserve.client.blocking import same
+from octoserve.client.wire import Answer
+from octoserve.core.errors import DeadlineExceeded, InvalidInput, Unavailable
+from octoserve.core.signature import Signature
+from octoserve.core.tensors import Array
+
+_AT_ONCE = 1 << 18
+
+
+class AsyncClient:
+    """As `blocking.Client`, with the same arguments, awaited. Lives on one event loop."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        timeout: float = 30.0,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._address = wire.address_of(url)
+        self._timeout = timeout
+        self._headers = dict(headers or {})
+        self._tls = tls if tls is not None or not self._address.tls else ssl.create_default_context()
+        self._idle: list[_Connection] = []
+        self._signatures: dict[tuple[str, str], Signature] = {}
+
+    async def predict(
+        self,
+        model: str,
+        rows: Any,
+        *,
+        version: int | str = "",
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Array]:
+        """See `Client.predict`."""
+        until = time.monotonic() + (self._timeout if timeout is None else timeout)
+        key = model, str(version)
+        known = self._signatures.get(key)
+        signature = known or await self.signature(model, version, timeout=until - time.monotonic())
+        try:
+            return await self._infer(key, signature, rows, outputs, until, headers)
+        except InvalidInput:
+            # The version that answers may have been replaced by one that takes something else.
+            if known is None or same(await self.signature(model, version, timeout=until - time.monotonic()), known):
+                raise
+            return await self._infer(key, self._signatures[key], rows, outputs, until, headers)
+
+    async def _infer(
+        self,
+        key: tuple[str, str],
+        signature: Signature,
+        rows: Any,
+        outputs: Sequence[str] | None,
+        until: float,
+        headers: Mapping[str, str] | None,
+    ) -> dict[str, Array]:
+        body, said = wire.request(signature, rows, outputs)
+        path = wire.path_of(*key) + "/infer"
+        return wire.arrays_in(await self._ask("POST", path, body, {**said, **(headers or {})}, until))
+
+    async def signature(self, model: str, version: int | str = "", *, timeout: float | None = None) -> Signature:
+        """See `Client.signature`."""
+        until = time.monotonic() + (self._timeout if timeout is None else timeout)
+        answer = await self._ask("GET", wire.path_of(model, str(version)), b"", {}, until)
+        found = self._signatures[model, str(version)] = wire.signature_in(answer)
+        return found
+
+    async def close(self) -> None:
+        """Close the connections that no request is under way on."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str], until: float) -> Answer:
+        while True:
+            connection = self._idle.pop() if self._idle else None
+            kept = connection is not None
+            left = until - time.monotonic()
+            if left <= 0:
+                raise DeadlineExceeded(f"{self._address}: the time for this request is over")
+            content = self._request(method, path, body, headers, left)
+            try:
+                async with asyncio.timeout(left):
+                    if connection is None:
+                        host, port, _, _ = self._address
+                        connection = _Connection(*await asyncio.open_connection(host, port, ssl=self._tls))
+                    answer = await connection.ask(content)
+            except TimeoutError:
+                _drop(connection)
+                raise DeadlineExceeded(f"{self._address}: no answer came in time") from None
+            except (OSError, EOFError, httptools.HttpParserError) as error:
+                _drop(connection)
+                # A server closes a kept connection when it likes, so one may end under a request: another is tried.
+                if not kept or (connection is not None and connection.began):
+                    raise Unavailable(f"{self._address} does not answer: {error or type(error).__name__}") from None
+            except BaseException:
+                _drop(connection)
+                raise
+            else:
+                if connection.keeps:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+                return answer
+
+    def _request(self, method: str, path: str, body: bytes, headers: Mapping[str, str], left: float) -> bytes:
+        address = self._address
+        said = {
+            "host": f"{address.host}:{address.port}",
+            "content-length": str(len(body)),
+            "x-request-timeout": f"{left:.6f}",
+            **self._headers,
+            **headers,
+        }
+        wrong = next((name for name, value in said.items() if not (name + value).isprintable()), None)
+        if wrong is not None:
+            raise InvalidInput(f"header {wrong!r}: one line of printable text is wanted")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+        return f"{method} {address.prefix}{path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body
+
+
+class _Connection:
+    """One at a time. `httptools` calls the methods that begin with `on_`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self.keeps = True
+        self.began = False
+        """Whether anything came of the answer."""
+
+    async def ask(self, content: bytes) -> Answer:
+        """Send, and wait for the whole answer. Raises OSError, EOFError, httptools.HttpParserError."""
+        self.began = self._whole = False
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+        parser = httptools.HttpResponseParser(self)
+        self._writer.write(content)
+        await self._writer.drain()
+        while not self._whole:
+            data = await self._reader.read(_AT_ONCE)
+            if not data:
+                raise EOFError("the connection was closed")
+            self.began = True
+            parser.feed_data(data)
+        self.keeps = parser.should_keep_alive()
+        return Answer(parser.get_status_code(), self._headers, b"".join(self._body))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._whole = True
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _drop(connection: _Connection | None) -> None:
+    if connection is not None:
+        connection.close()
