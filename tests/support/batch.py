@@ -173,7 +173,12 @@ def deadly(step: int, when: str) -> CountedFiles:
 
 
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["support.batch", "onnxruntime", "pyarrow.parquet", "pyarrow.compute"])
+PRELOADED = [
+    "octoserve.app", "octoserve.patterns.batch.run", "octoserve.runtimes.onnx", "onnx", "onnxruntime", "numpy.random",
+    "pyarrow.parquet", "pyarrow.compute",
+]  # fmt: skip
+"""What a child would import otherwise, for longer than it lives. The server does not know the tests' own folder."""
+forks.set_forkserver_preload(PRELOADED)
 
 
 def dies(asked: Wish, step: int, when: str, again: bool = False, variables: Mapping[str, str] | None = None) -> bool:
