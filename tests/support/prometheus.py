@@ -64,10 +64,17 @@ def free_port() -> int:
 @contextlib.contextmanager
 def scraping(exporter: Exporter, folder: Path) -> Iterator[str]:
     """A Prometheus' address."""
-    assert BINARY is not None
-    port = free_port()
     config = folder / "prometheus.yml"
     config.write_text(CONFIG.format(port=exporter.port))
+    with running(config, folder) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def running(config: Path, folder: Path) -> Iterator[str]:
+    """The address of a Prometheus with this configuration."""
+    assert BINARY is not None
+    port = free_port()
     with open(folder / "prometheus.log", "wb") as log:
         process = subprocess.Popen(
             [BINARY, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",

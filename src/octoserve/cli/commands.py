@@ -16,7 +16,7 @@ COMMANDS = {
     "rollout": ("octoserve.cli.rollout", "Roll out a version: start, watch, approve, abort, roll back."),
     "batch": ("octoserve.cli.batch", "Score a table: run, resume, status, verify, list."),
     "queue": ("octoserve.cli.queue", "Score messages: run, send, tail, lag, dlq."),
-    "deploy": ("octoserve.cli.deploy", "Render what other systems need to run it: emr."),
+    "deploy": ("octoserve.cli.deploy", "Render what other systems need to run it or to watch it: emr, monitoring."),
     "bench": ("octoserve.cli.bench", "Load a running endpoint and report throughput and latency."),
 }
 """Name -> module and one line of help. A module offers `app` (a group) or a function of the command's name."""

@@ -1,0 +1,36 @@
+"""`octoserve deploy monitoring`: Prometheus rules and a Grafana dashboard for the SLOs of a spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from octoserve.core.errors import SettingsError
+
+
+def monitoring(
+    out: Annotated[Path, typer.Option(help="A folder for the files.")],
+    spec: Annotated[
+        Path | None, typer.Option(envvar="OCTOSERVE_SPEC", help="Settings file with `slo` in it, as serve reads it.")
+    ] = None,
+    job: Annotated[str, typer.Option(help="What Prometheus calls what it scrapes: the label `job`.")] = "octoserve",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="host:port of a replica's admin port; several are fine.", show_default="this machine's"),
+    ] = None,
+) -> None:
+    """Render Prometheus alert rules and a Grafana dashboard for the SLOs. Nothing is sent."""
+    from octoserve import spec as settings_file
+    from octoserve.deploy.monitoring import Monitoring, render
+
+    if spec is None:
+        raise SettingsError("spec: the settings file with `slo` in it is wanted, none was given; pass --spec")
+    if not job.strip():
+        raise SettingsError("job: a name is wanted, an empty one came; leave --job out for octoserve")
+    settings = settings_file.load({"repository": "."}, environ={}, spec=spec)
+    targets = tuple(target or [f"127.0.0.1:{settings.admin_port}"])
+    for path in render(Monitoring(slos=settings.slos(), job=job, targets=targets), out):
+        print(path)
+    print(f"next: {out / 'README.md'}")

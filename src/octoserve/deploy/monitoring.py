@@ -1,0 +1,186 @@
+"""What a Prometheus and a Grafana need to watch the SLOs: rules, a scrape configuration, a dashboard. Nothing is sent.
+
+The alerts are those of "The Site Reliability Workbook", chapter 5 (several windows, several burn rates), over recorded
+shares of bad requests. They go by the counters alone: a supervisor that restarts forgets its burn rates, a Prometheus
+does not forget the counters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from octoserve.core.errors import SettingsError
+from octoserve.core.slo import DAY, WINDOWS, BurnAlert, Slo, Slos, alerts
+from octoserve.deploy.dashboard import dashboard
+
+RULES, SCRAPE, DASHBOARD, README = "octoserve-rules.yml", "prometheus.yml", "octoserve-dashboard.json", "README.md"
+_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
+_DOCS = "docs/slo.md"
+
+
+class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
+    """job: the label that Prometheus gives to what it scrapes; targets: host:port of each replica's admin port."""
+
+    slos: Slos
+    job: str = "octoserve"
+    targets: tuple[str, ...] = ("127.0.0.1:8082",)
+
+
+def render(wanted: Monitoring, out: Path) -> list[Path]:
+    """Write the files; their paths. Raises SettingsError where nothing is promised, or nothing can be written."""
+    import yaml
+
+    if not wanted.slos.any():
+        raise SettingsError(
+            "slo: a promise is wanted, none is made; write for example "
+            "`slo: {latency_p99: 100ms, availability: 99.9%}` into the spec and name it with --spec"
+        )
+    texts = {
+        RULES: yaml.safe_dump(rules(wanted), sort_keys=False, allow_unicode=True, width=1000),
+        SCRAPE: yaml.safe_dump(_scrape(wanted), sort_keys=False, width=1000),
+        DASHBOARD: json.dumps(dashboard(wanted.job, _windows(wanted.slos)), indent=1) + "\n",
+        README: _readme(wanted),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (out / name).write_text(text)
+    except OSError as error:
+        raise SettingsError(f"out: cannot write into {out}: {error.strerror}; name another folder with --out") from None
+    return [out / name for name in texts]
+
+
+def rules(wanted: Monitoring) -> dict[str, Any]:
+    """The rules file."""
+    scopes = list(_scopes(wanted.slos))
+    burning = [_alert(whose, where, slo, *alert) for whose, where, slo in scopes for alert in _alerts_of(slo)]
+    return {
+        "groups": [
+            {"name": "octoserve-slo-shares", "interval": "30s", "rules": [_share(w, wanted.job) for w in WINDOWS]},
+            {"name": "octoserve-slo", "interval": "30s", "rules": burning},
+            {"name": "octoserve-service", "interval": "30s", "rules": _service(wanted.job)},
+        ]
+    }
+
+
+def recorded(window: str) -> str:
+    """Name of the recorded share of bad requests, by model and objective."""
+    return f"octoserve:slo_bad:ratio_rate{window}"
+
+
+def _share(window: str, job: str) -> dict[str, str]:
+    bad, good = (
+        f'sum by (model, objective) (rate(octoserve_slo_{kind}_total{{job="{_quoted(job)}"}}[{window}]))'
+        for kind in ("bad", "good")
+    )
+    return {"record": recorded(window), "expr": f"{bad} / ({bad} + {good})"}
+
+
+def _scopes(slos: Slos) -> Iterator[tuple[str, str, Slo]]:
+    """Whose promise it is, the matcher of these models, and the promise."""
+    for model, slo in slos.models.items():
+        if slo is not None:
+            yield model, f'model="{_quoted(model)}"', slo
+    if slos.default is not None:
+        own = "|".join(_SPECIAL.sub(r"\\\1", model) for model in slos.models)
+        yield "*", f'model!~"{_quoted(own)}"' if own else 'model!=""', slos.default
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _plain(text: str) -> str:
+    """As it is, for a text that Prometheus takes for a template."""
+    return text.replace("{{", '{{ "{{" }}')
+
+
+def _alerts_of(slo: Slo) -> Iterator[tuple[str, float, BurnAlert]]:
+    for objective, target in slo.objectives().items():
+        for alert in alerts(slo.window, target):
+            yield objective, target, alert
+
+
+def _alert(whose: str, where: str, slo: Slo, objective: str, target: float, alert: BurnAlert) -> dict[str, Any]:
+    matched = f'{{{where},objective="{objective}"}}'
+    limit = f"{alert.factor:g} * {1 - target:.6g}"
+    long, short = (f"{recorded(window)}{matched} > {limit}" for window in (alert.long, alert.short))
+    days = f"{slo.window / DAY:g} days"
+    gone = f"{slo.window / DAY / alert.factor:.2g} days"
+    promised = (
+        f"99 % of the answers within {slo.latency:g} s" if objective == "latency" else f"{target * 100:.6g} % answered"
+    )
+    return {
+        "alert": f"OctoserveBudgetBurns{alert.name.title()}",
+        "expr": f"{long} and {short}",
+        "labels": {"severity": alert.severity, "promise": f"{_plain(whose)}/{objective}"},
+        "annotations": {
+            "summary": f"{{{{ $labels.model }}}}: at this rate the {objective} budget of {days} is gone in {gone}",
+            "description": (
+                f"Promised over {days}: {promised}. In the last {alert.long} {{{{ $value | humanizePercentage }}}} of "
+                f"the requests were bad, and in the last {alert.short} more than {alert.factor:g} times what may be."
+            ),
+            "runbook": _DOCS,
+        },
+    }
+
+
+def _service(job: str) -> list[dict[str, Any]]:
+    mine = f'{{job="{_quoted(job)}"}}'
+    return [
+        {
+            "alert": "OctoserveDown",
+            "expr": f"up{mine} == 0 or absent(up{mine})",
+            "for": "2m",
+            "labels": {"severity": "page"},
+            "annotations": {"summary": "octoserve cannot be scraped: requests that nobody sees break no promise here"},
+        },
+        {
+            "alert": "OctoserveNoWorkers",
+            "expr": f"octoserve_workers{mine} == 0",
+            "for": "1m",
+            "labels": {"severity": "page"},
+            "annotations": {"summary": "{{ $labels.instance }} has no worker that serves"},
+        },
+        {
+            "alert": "OctoserveWorkersDie",
+            "expr": f"increase(octoserve_worker_restarts_total{mine}[15m]) > 2",
+            "labels": {"severity": "ticket"},
+            "annotations": {"summary": "{{ $labels.instance }} has replaced several workers within 15 minutes"},
+        },
+    ]
+
+
+def _windows(slos: Slos) -> list[str]:
+    """Windows of all promises in days, as PromQL writes them."""
+    made = [slos.default, *slos.models.values()]
+    return sorted({f"{round(slo.window / DAY)}d" for slo in made if slo is not None}, key=lambda days: -int(days[:-1]))
+
+
+def _scrape(wanted: Monitoring) -> dict[str, Any]:
+    return {
+        "global": {"scrape_interval": "15s", "evaluation_interval": "30s"},
+        "rule_files": [RULES],
+        "scrape_configs": [{"job_name": wanted.job, "static_configs": [{"targets": list(wanted.targets)}]}],
+    }
+
+
+def _readme(wanted: Monitoring) -> str:
+    return f"""# Watching octoserve's promises
+
+Rendered from the `slo` sections of the spec; render again when they change.
+
+- `{RULES}`: recording rules and alerts. `promtool check rules {RULES}`; put it under `rule_files` of Prometheus.
+- `{SCRAPE}`: a Prometheus configuration with nothing else in it. `promtool check config {SCRAPE}`. In one of your own
+  the scraped job has to be called `{wanted.job}` (`octoserve deploy monitoring --job NAME` for another). With
+  `protect_metrics` it needs `authorization: {{credentials_file: ...}}` with the admin token.
+- `{DASHBOARD}`: a Grafana dashboard; Dashboards, New, Import. It asks for a Prometheus as data source.
+
+Severities are `page` (somebody gets up) and `ticket` (somebody looks this week); route them in Alertmanager.
+"""
