@@ -1,6 +1,6 @@
 """What every runtime owes (`runtimes.protocol`), whatever its format.
 
-`RuntimeConformance` is the suite; a runtime's class beneath it says how its artifacts are made. What only one
+`RuntimeConformance` is the suite; a runtime's class beneath it says how its versions are made. What only one
 format has (ONNX: strings must be UTF-8, BF16, dimension names) is tested behind it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,131 +21,307 @@ from hypothesis import strategies as st
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import BrokenVersion, Internal, InvalidInput
 from octoserve.core.signature import Signature, TensorSpec
-from octoserve.core.tensors import Array
+from octoserve.core.tensors import Array, datatype_of
+from octoserve.lifecycle.loading import load as load_version
+from octoserve.lifecycle.probe import settle_batching
+from octoserve.runtimes.lightgbm import LightGBMRuntime
 from octoserve.runtimes.onnx import OnnxRuntime
 from octoserve.runtimes.protocol import LoadedModel, Runtime, RuntimeSettings
+from octoserve.runtimes.python import PythonRuntime
+from octoserve.runtimes.remote import RemoteRuntime
+from octoserve.runtimes.sklearn import SklearnRuntime
+from octoserve.runtimes.xgboost import XGBoostRuntime
+from support.formats import FORMATS, Made
 from support.models import FakeModel, FakeRuntime
+from support.remote import Doubling
 from support.tensors import tensors
 
 
 class RuntimeConformance:
-    """`echo` is a model FP32[-1, -1] -> the same; `fixed` takes FP32[3] only."""
+    """`folder` holds a version, `made` what it takes and should give."""
 
     runtime: Runtime
+    artifact: str
+    """The file that `folder` holds, "" for none."""
 
-    def echo(self, models: Path, tmp_path: Path) -> Path:
-        raise NotImplementedError
-
-    def fixed(self, models: Path, tmp_path: Path) -> Path:
+    def made(self, folder: Path) -> Made:
+        """Fill `folder` with a version."""
         raise NotImplementedError
 
     @pytest.fixture
-    def loaded(self, models: Path, tmp_path: Path) -> LoadedModel:
-        return self.runtime.load(self.echo(models, tmp_path), RuntimeSettings())
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "m" / "1"
+        folder.mkdir(parents=True)
+        return folder
+
+    def load(self, folder: Path, **settings: Any) -> LoadedModel:
+        """As every pattern does."""
+        return load_version({self.runtime.name: self.runtime}, self.runtime.name, folder, **settings)
 
     def test_names(self) -> None:
         assert self.runtime.name == self.runtime.name.lower()
-        assert "." in self.runtime.artifact
+        assert all("." in artifact for artifact in self.runtime.artifacts)
+        assert not self.artifact or self.artifact in self.runtime.artifacts
+        assert isinstance(self.runtime.distributions, tuple)
 
-    def test_signature(self, loaded: LoadedModel) -> None:
-        [taken], [given] = loaded.signature.inputs, loaded.signature.outputs
-        for spec in (taken, given):
-            assert spec.datatype == "FP32"
-            assert spec.shape == (-1, -1)
-        assert loaded.signature.batchable
+    def test_run_gives_every_output_in_order_and_as_the_library_does(self, folder: Path) -> None:
+        inputs, expected = self.made(folder)
+        loaded = self.load(folder)
         assert loaded.platform
-
-    def test_run_gives_every_output_in_order(self, loaded: LoadedModel) -> None:
-        rows = np.arange(6, dtype=np.float32).reshape(2, 3)
-        outputs = loaded.run([rows])
+        assert [spec.name for spec in loaded.signature.inputs] == list(inputs)
+        outputs = loaded.run(list(inputs.values()))
         assert isinstance(outputs, list)
-        assert len(outputs) == len(loaded.signature.outputs)
-        assert outputs[0].dtype == np.float32
-        assert outputs[0].tolist() == rows.tolist()
+        for spec, array in zip(loaded.signature.outputs, outputs, strict=True):
+            if spec.name in expected:
+                same(array, expected[spec.name])
+            assert spec.datatype in (datatype_of(array), "BYTES")
+            assert len(spec.shape) == array.ndim
+        loaded.close()
 
-    def test_run_does_not_change_or_keep_its_inputs(self, loaded: LoadedModel) -> None:
-        rows = np.frombuffer(np.arange(6, dtype=np.float32).tobytes(), np.float32).reshape(2, 3)
-        assert not rows.flags.writeable  # as it comes off the wire
-        first = loaded.run([rows])[0]
-        before = first.copy()
-        loaded.run([np.zeros((5, 7), np.float32)])
-        assert first.tolist() == before.tolist()
+    def test_run_does_not_change_or_keep_its_inputs(self, folder: Path) -> None:
+        inputs, _ = self.made(folder)
+        loaded = self.load(folder)
+        arrays = list(inputs.values())
+        kept = [array.copy() for array in arrays]
+        for array in arrays:
+            array.flags.writeable = False  # as it comes off the wire
+        given = loaded.run(arrays)
+        first = [output.copy() for output in given]
+        loaded.run([array[:1] * 2 if array.dtype != object else array[:1] for array in kept])
+        for output, before in zip(given, first, strict=True):
+            same(output, before)
+        for array, before in zip(arrays, kept, strict=True):
+            same(array, before)
 
-    def test_any_number_of_rows(self, loaded: LoadedModel) -> None:
-        for rows in (0, 1, 2, 1000):
-            assert loaded.run([np.ones((rows, 3), np.float32)])[0].shape == (rows, 3)
-
-    def test_run_in_another_thread(self, loaded: LoadedModel) -> None:
+    def test_run_in_another_thread(self, folder: Path) -> None:
+        inputs, _ = self.made(folder)
+        loaded = self.load(folder)
         got: list[Array] = []
-        thread = threading.Thread(target=lambda: got.extend(loaded.run([np.ones((2, 2), np.float32)])))
+        thread = threading.Thread(target=lambda: got.extend(loaded.run(list(inputs.values()))))
         thread.start()
-        thread.join(10)
-        assert got[0].tolist() == [[1, 1], [1, 1]]
+        thread.join(60)
+        for there, here in zip(got, loaded.run(list(inputs.values())), strict=True):
+            same(there, here)
 
-    def test_batching_may_be_forbidden(self, models: Path, tmp_path: Path) -> None:
-        loaded = self.runtime.load(self.echo(models, tmp_path), RuntimeSettings(batching=False))
+    def test_two_models_are_two(self, folder: Path) -> None:
+        inputs, _ = self.made(folder)
+        one, two = self.load(folder), self.load(folder)
+        wanted = one.run(list(inputs.values()))
+        one.close()
+        for here, there in zip(two.run(list(inputs.values())), wanted, strict=True):
+            same(here, there)
+        two.close()
+
+    def test_batching_may_be_forbidden(self, folder: Path) -> None:
+        inputs, _ = self.made(folder)
+        loaded = self.load(folder, batching=False)
         assert not loaded.signature.batchable
-        assert loaded.run([np.ones((1, 2), np.float32)])[0].tolist() == [[1, 1]]
+        assert loaded.run(list(inputs.values()))
 
-    def test_a_model_without_a_batch_dimension(self, models: Path, tmp_path: Path) -> None:
-        loaded = self.runtime.load(self.fixed(models, tmp_path), RuntimeSettings())
+    def test_a_missing_artifact(self, folder: Path) -> None:
+        with pytest.raises(BrokenVersion, match=self.artifact):
+            self.runtime.load(folder, RuntimeSettings())
+        with pytest.raises(BrokenVersion):
+            self.runtime.load(folder / "nowhere", RuntimeSettings())
+
+    def test_an_artifact_that_is_a_folder(self, folder: Path) -> None:
+        (folder / (self.artifact or "model.none")).mkdir()
+        with pytest.raises(BrokenVersion):
+            self.runtime.load(folder, RuntimeSettings())
+
+    @pytest.mark.parametrize("data", [b"", b"nothing that it knows", bytes(1000)], ids=["empty", "text", "zeros"])
+    def test_a_broken_file_is_a_broken_version_with_a_reason(self, folder: Path, data: bytes) -> None:
+        if not self.artifact:
+            return
+        (folder / self.artifact).write_bytes(data)
+        with pytest.raises(BrokenVersion) as caught:
+            self.runtime.load(folder, RuntimeSettings(inputs=(X,), outputs=(X,)))
+        text = str(caught.value)
+        assert text.startswith(f"{self.artifact}: ")
+        assert len(text) > len(self.artifact) + 7
+        assert "\n" not in text
+
+
+class BatchableConformance(RuntimeConformance):
+    """Of a runtime whose version has rows."""
+
+    def test_any_number_of_rows(self, folder: Path) -> None:
+        inputs, _ = self.made(folder)
+        loaded = self.load(folder)
+        assert loaded.signature.batchable
+        for rows in (0, 1, 2, 1000):
+            many = [np.resize(array, (rows, *array.shape[1:])) for array in inputs.values()]
+            assert [output.shape[0] for output in loaded.run(many)] == [rows] * len(loaded.signature.outputs)
+
+    def test_a_row_is_answered_alike_alone_and_among_others(self, folder: Path) -> None:
+        inputs, _ = self.made(folder)
+        loaded = self.load(folder)
+        whole = loaded.run(list(inputs.values()))
+        for row in (0, 3):
+            for one, many in zip(loaded.run([a[row : row + 1] for a in inputs.values()]), whole, strict=True):
+                same(one, many[row : row + 1])
+
+    def test_the_probe_finds_its_rows(self, folder: Path) -> None:
+        self.made(folder)
+        loaded = self.load(folder)
+        assert settle_batching(loaded) == ""
+        assert loaded.signature.batchable
+
+
+class EchoConformance(BatchableConformance):
+    """Of a runtime that can be made to give back what it takes: any shape then, and a model without rows."""
+
+    def fixed(self, folder: Path) -> None:
+        """Fill `folder` with a version that takes and gives FP32[3] only."""
+        raise NotImplementedError
+
+    def test_a_model_without_a_batch_dimension(self, folder: Path) -> None:
+        self.fixed(folder)
+        loaded = self.load(folder)
         assert not loaded.signature.batchable
         assert loaded.signature.inputs[0].shape == (3,)
         assert loaded.run([np.ones(3, np.float32)])[0].shape == (3,)
 
-    def test_two_models_are_two(self, models: Path, tmp_path: Path) -> None:
-        folder = self.echo(models, tmp_path)
-        one, two = (self.runtime.load(folder, RuntimeSettings()) for _ in range(2))
-        one.close()
-        assert two.run([np.ones((1, 1), np.float32)])[0].tolist() == [[1]]
-        two.close()
 
-    def test_a_missing_artifact(self, tmp_path: Path) -> None:
-        (tmp_path / "m" / "1").mkdir(parents=True)
-        with pytest.raises(BrokenVersion, match=self.runtime.artifact):
-            self.runtime.load(tmp_path / "m" / "1", RuntimeSettings())
-        with pytest.raises(BrokenVersion):
-            self.runtime.load(tmp_path / "nowhere", RuntimeSettings())
-
-    def test_an_artifact_that_is_a_folder(self, tmp_path: Path) -> None:
-        (tmp_path / self.runtime.artifact).mkdir()
-        with pytest.raises(BrokenVersion):
-            self.runtime.load(tmp_path, RuntimeSettings())
+X = TensorSpec("x", "FP32", (-1, 3))
 
 
-class TestFakeRuntime(RuntimeConformance):
+def same(one: Any, other: Any) -> None:
+    """Equal to what a library may round."""
+    one, other = (
+        np.array([v.decode() if isinstance(v, bytes) else v for v in np.ravel(a).tolist()]) for a in (one, other)
+    )
+    if one.dtype.kind == "f":
+        assert np.allclose(one, other, rtol=1e-6, atol=1e-7, equal_nan=True)
+    else:
+        assert one.tolist() == other.tolist()
+
+
+class TestFakeRuntime(EchoConformance):
     """The fake that other tests lean on keeps the promises too."""
 
     runtime = FakeRuntime()
+    artifact = "model.fake"
 
-    def echo(self, models: Path, tmp_path: Path) -> Path:
-        return self._made(tmp_path, (-1, -1))
+    def made(self, folder: Path) -> Made:
+        self._put(folder, (-1, 3))
+        rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+        return Made({"x": rows}, {"y": rows})
 
-    def fixed(self, models: Path, tmp_path: Path) -> Path:
-        return self._made(tmp_path, (3,))
+    def fixed(self, folder: Path) -> None:
+        self._put(folder, (3,))
 
-    def _made(self, tmp_path: Path, shape: tuple[int, ...]) -> Path:
-        folder = tmp_path / f"m{len(shape)}" / "1"
-        folder.mkdir(parents=True)
+    def _put(self, folder: Path, shape: tuple[int, ...]) -> None:
         (folder / "model.fake").touch()
         signature = Signature([TensorSpec("x", "FP32", shape)], [TensorSpec("y", "FP32", shape)], len(shape) > 1)
-        self.runtime.models[f"m{len(shape)}/1"] = FakeModel(signature, lambda x: [x.copy()])
-        return folder
+        self.runtime.models["m/1"] = FakeModel(signature, lambda x: [x.copy()])
 
-    def test_batching_may_be_forbidden(self, models: Path, tmp_path: Path) -> None:
+    def test_batching_may_be_forbidden(self, folder: Path) -> None:
         """The fake has the signature that the test gave it."""
 
+    @pytest.mark.parametrize("data", [b"broken"])
+    def test_a_broken_file_is_a_broken_version_with_a_reason(self, folder: Path, data: bytes) -> None:
+        super().test_a_broken_file_is_a_broken_version_with_a_reason(folder, data)
 
-class TestOnnxRuntime(RuntimeConformance):
+
+class TestOnnxRuntime(EchoConformance):
     """ONNX Runtime on the example models."""
 
     runtime = OnnxRuntime()
+    artifact = "model.onnx"
 
-    def echo(self, models: Path, tmp_path: Path) -> Path:
-        return models / "echo_fp32" / "1"
+    @pytest.fixture(autouse=True)
+    def _models(self, models: Path) -> None:
+        self.models = models
 
-    def fixed(self, models: Path, tmp_path: Path) -> Path:
-        return models / "fixed" / "1"
+    def made(self, folder: Path) -> Made:
+        shutil.copy(self.models / "echo_fp32" / "1" / "model.onnx", folder)
+        rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+        return Made({"input": rows}, {"output": rows})
+
+    def fixed(self, folder: Path) -> None:
+        shutil.copy(self.models / "fixed" / "1" / "model.onnx", folder)
+
+
+class TestXGBoostRuntime(BatchableConformance):
+    runtime = XGBoostRuntime()
+    artifact = "model.ubj"
+
+    def made(self, folder: Path) -> Made:
+        return FORMATS["xgboost"](folder)
+
+
+class TestXGBoostRuntimeOnJson(TestXGBoostRuntime):
+    artifact = "model.json"
+
+    def made(self, folder: Path) -> Made:
+        return FORMATS["xgboost_cities"](folder)
+
+
+class TestLightGBMRuntime(BatchableConformance):
+    runtime = LightGBMRuntime()
+    artifact = "model.txt"
+
+    def made(self, folder: Path) -> Made:
+        return FORMATS["lightgbm_cities"](folder)
+
+
+class TestSklearnRuntime(BatchableConformance):
+    runtime = SklearnRuntime()
+    artifact = "model.skops"
+
+    def made(self, folder: Path) -> Made:
+        return FORMATS["sklearn"](folder)
+
+
+class TestSklearnRuntimeByColumns(TestSklearnRuntime):
+    def made(self, folder: Path) -> Made:
+        return FORMATS["sklearn_cities"](folder)
+
+
+class TestPythonRuntime(EchoConformance):
+    runtime = PythonRuntime(trusted=True)
+    artifact = "model.py"
+    kind = "python"
+
+    def made(self, folder: Path) -> Made:
+        return FORMATS[self.kind](folder)
+
+    def fixed(self, folder: Path) -> None:
+        (folder / "model.py").write_text("class Model:\n    def predict(self, inputs):\n        return inputs['x']\n")
+        fixed = "[{name: x, datatype: FP32, shape: [3]}]"
+        (folder / "model.yaml").write_text(f"inputs: {fixed}\noutputs: {fixed}\n")
+
+    @pytest.mark.parametrize("data", [b"a b", b"raise OSError('no disk')", b"x = 1"], ids=["syntax", "raises", "empty"])
+    def test_a_broken_file_is_a_broken_version_with_a_reason(self, folder: Path, data: bytes) -> None:
+        super().test_a_broken_file_is_a_broken_version_with_a_reason(folder, data)
+
+
+class TestPythonRuntimeAwaited(TestPythonRuntime):
+    kind = "python_async"
+
+
+class TestRemoteRuntime(BatchableConformance):
+    """A server that doubles, over the Open Inference Protocol; see test_remote_runtime for the rest."""
+
+    runtime = RemoteRuntime()
+    artifact = ""
+
+    @pytest.fixture(autouse=True)
+    def _server(self) -> Iterator[None]:
+        with Doubling() as server:
+            self.server = server
+            yield
+
+    def made(self, folder: Path) -> Made:
+        (folder / "model.yaml").write_text(f"runtime: remote\noptions: {{url: {self.server.url}, model: m}}\n")
+        rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+        return Made({"x": rows}, {"y": rows * 2})
+
+    def test_a_missing_artifact(self, folder: Path) -> None:
+        """It has none; its options are what it needs."""
+        with pytest.raises(BrokenVersion, match="url"):
+            self.runtime.load(folder, RuntimeSettings())
 
 
 # --- ONNX ------------------------------------------------------------------------------------------------

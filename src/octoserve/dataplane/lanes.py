@@ -44,7 +44,8 @@ class LanesBatcher(Batcher):
     @property
     def run_age(self) -> float:
         """Of the oldest run in flight; 0 without one."""
-        return self._clock() - min((began for _, _, began in self._flights.values()), default=self._clock())
+        began = [began for _, _, began in self._flights.values()]
+        return self._clock() - min(began) if began else 0.0
 
     def _turn(self) -> None:
         while len(self._flights) < self._lanes:

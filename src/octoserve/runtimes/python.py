@@ -187,7 +187,7 @@ def _as_declared(spec: TensorSpec, value: Any) -> Array:
     array = np.asarray(value)
     dtype = DATATYPES[spec.datatype].dtype
     if spec.datatype == "BYTES":
-        array = array.astype(object) if array.dtype.kind in "US" else array
+        array = array.astype(object) if array.dtype.kind in "US" or not array.size else array
         fits = array.dtype == object and all(isinstance(item, str | bytes) for item in array.ravel().tolist())
     else:
         fits = array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")
