@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from support.echo_inputs import echo_inputs
 from support.examples import ECHOES, INPUTS
-from support.protocols import BY_ROW, WHOLE
+from support.protocols import BY_ROW, CSV, WHOLE
 from support.scale import scale
 from support.service import Served
 from support.wire import Outputs, Refused, Sent, raw_of, rest_binary
@@ -31,7 +31,7 @@ def agree(service: Served, model: str, inputs: list[Sent]) -> Outputs:
 
 @pytest.mark.parametrize("model", TEXT)
 def test_echo_is_bit_for_bit_the_same_every_way(examples: Served, model: str) -> None:
-    @settings(max_examples=scale(15, 300), deadline=None)
+    @settings(max_examples=scale(10, 300), deadline=None)
     @given(echo_inputs(ECHOES[model]).filter(lambda sent: sent.array.size > 0))
     def check(sent: Sent) -> None:
         assert agree(examples, model, [sent])["output"].raw == raw_of(sent.datatype, sent.array)
@@ -41,12 +41,18 @@ def test_echo_is_bit_for_bit_the_same_every_way(examples: Served, model: str) ->
 
 @pytest.mark.parametrize("model", sorted(INPUTS.keys() - ECHOES.keys()))
 def test_models_answer_the_same_every_way(examples: Served, model: str) -> None:
-    @settings(max_examples=scale(4, 60), deadline=None)
+    @settings(max_examples=scale(2 if model == "content_type" else 4, 60), deadline=None)
     @given(st.integers(1, 6), st.integers(0, 2**32))
     def check(rows: int, seed: int) -> None:
         agree(examples, model, INPUTS[model](rows, np.random.default_rng(seed)))
 
     check()
+
+
+@pytest.mark.parametrize("model", ["fraud", "wine", "penguins", *sorted(set(TEXT) - {"echo_bytes"})])
+def test_csv_answers_the_same(examples: Served, model: str) -> None:
+    inputs = INPUTS[model](3, np.random.default_rng(7))
+    assert CSV(examples, model, inputs) == rest_binary(examples, model, inputs)
 
 
 @pytest.mark.parametrize("way", sorted({**WHOLE, **BY_ROW}))

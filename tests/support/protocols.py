@@ -6,6 +6,8 @@ say neither datatypes nor shapes in their answers; the signature that V2's metad
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -114,14 +116,41 @@ def _words(value: Any) -> Any:
     return {name: _words(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
+def _split(inputs: Sequence[Sent]) -> Any:
+    names = [sent.name for sent in inputs]
+    return {
+        "dataframe_split": {"columns": names[::-1], "data": [[row[n] for n in names[::-1]] for row in _rows(inputs)]}
+    }
+
+
+def _csv(inputs: Sequence[Sent]) -> bytes:
+    """The only input's columns, or one column an input of [rows, 1]; with a header."""
+    tables = [value_of(sent) for sent in inputs]
+    names = [sent.name for sent in inputs] if len(inputs) > 1 else [f"v{i}" for i in range(len(tables[0][0]))]
+    out = io.StringIO()
+    csv.writer(out).writerows([names, *([c for cells in row for c in cells] for row in zip(*tables, strict=True))])
+    return out.getvalue().encode()
+
+
 V1 = "/v1/models/{model}:predict"
+INVOKE = "/models/{model}/invoke"
+LINES = {"content-type": "application/jsonlines", "accept": "application/json"}
 BY_ROW = {
     "V1 rows by name": Asking(V1, lambda inputs: {"instances": _rows(inputs)}, rows="predictions"),
     "predict": Asking("/models/{model}/predict", lambda inputs: _words(_rows(inputs)), rows="", single=True),
+    "MLflow records": Asking(INVOKE, lambda inputs: {"dataframe_records": _rows(inputs)}, rows="predictions"),
+    "MLflow split": Asking(INVOKE, _split, rows="predictions"),
+    "JSON lines": Asking(
+        INVOKE, lambda i: "\n".join(map(json.dumps, _rows(i))).encode(), rows="predictions", headers=LINES
+    ),
 }
 """Ways for models whose inputs and outputs have rows."""
 WHOLE = {
     "V1 rows": Asking(V1, lambda inputs: {"instances": _bare(inputs)}, rows="predictions"),
     "V1 columns": Asking(V1, lambda inputs: {"inputs": _columns(inputs)}, columns="outputs"),
+    "MLflow instances": Asking(INVOKE, lambda inputs: {"instances": _bare(inputs)}, rows="predictions"),
+    "MLflow inputs": Asking(INVOKE, lambda inputs: {"inputs": _columns(inputs)}, columns="predictions"),
 }
 """Ways that any model takes (rows of several inputs excepted)."""
+CSV = Asking(INVOKE, _csv, rows="predictions", headers={"content-type": "text/csv"})
+"""For models of one table, or of columns."""

@@ -18,6 +18,7 @@ from octoserve.core.results import NoTextForm, Result
 from octoserve.core.tensors import Array
 
 _encode = msgspec.json.encode
+_OBJECT = "row as object"
 
 
 class AnswerStyle(msgspec.Struct, frozen=True):
@@ -98,22 +99,25 @@ def _mapped(array: Array, function: Any) -> Array:
 
 def by_row(result: Result, style: AnswerStyle) -> list[bytes]:
     """A JSON value a row: of the only output, or an object of all outputs. Raises InvalidInput, Unsupported."""
-    names = [spec.name for spec in result.ran.signature.outputs]
-    columns = [row_texts(result, i, style) for i in range(len(names))]
+    columns = [row_texts(result, i, style) for i in range(len(result.ran.arrays))]
     if len(columns) == 1:
         return columns[0]
     if len(set(map(len, columns))) > 1:
-        counts = ", ".join(f"{name} {len(column)}" for name, column in zip(names, columns, strict=True))
+        outputs = zip(result.ran.signature.outputs, columns, strict=True)
+        counts = ", ".join(f"{spec.name} {len(column)}" for spec, column in outputs)
         raise InvalidInput(
             f"the outputs differ in their number of rows ({counts}); ask in a form that takes them whole"
         )
-    return objects(names, columns)
+    return objects(result, columns)
 
 
-def objects(names: list[str], columns: list[list[bytes]]) -> list[bytes]:
-    """An object a row, of columns of JSON values."""
-    members = [_encode(name).replace(b"%", b"%%") + b":%b" for name in names]
-    template = b"{%b}" % b",".join(members)
+def objects(result: Result, columns: list[list[bytes]]) -> list[bytes]:
+    """An object a row, of the outputs' JSON values."""
+    memo = result.ran.signature.memo
+    template = memo.get(_OBJECT)
+    if template is None:
+        names = [_encode(spec.name).replace(b"%", b"%%") for spec in result.ran.signature.outputs]
+        template = memo[_OBJECT] = b"{%b}" % b",".join([name + b":%b" for name in names])
     return [template % row for row in zip(*columns, strict=True)]
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -59,6 +58,24 @@ def unwrapped(value: Any, kind: str, name: str) -> Any:
             raise InvalidInput(f"{name!r}: one value is wanted, a list of {len(value)} came")
         return element(value[0], kind)
     return element(value, kind)
+
+
+def parsed(text: str, kind: str, name: str, row: int) -> Any:
+    """An element from its text, as CSV has it; None for a number that is missing. Raises InvalidInput."""
+    if kind == "bytes":
+        return text
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if "_" not in text:  # which Python would take
+            return float(text) if kind == "float" else int(text)
+    except (ValueError, KeyError):
+        pass
+    wanted = {"bool": "true or false", "float": "a number", "int": "a whole number"}[kind]
+    raise InvalidInput(f"row {row}: {name}: {wanted} is wanted, {text[:60]!r} came")
 
 
 def lists_of(kind: Any, depth: int) -> Any:
@@ -150,15 +167,25 @@ class InputReader:
         if not spec.shape:
             return Tensor(spec.name, spec.datatype, (), pack([value], self._kind, spec.name))
         shape = [len(value)]
+        if len(value) == 1 and len(spec.shape) == 2:  # one row: nothing to compare
+            value = value[0]
+            shape.append(len(value))
+        else:
+            value = self._flat(value, shape)
+        if self.kind == "bytes":
+            value = [item if type(item) is bytes else item.encode() for item in value]
+        return Tensor(spec.name, spec.datatype, tuple(shape), pack(value, self._kind, spec.name))
+
+    def _flat(self, value: Any, shape: list[int]) -> Any:
+        """The elements of nested lists; `shape` gets the lengths below the first. Raises InvalidInput."""
+        spec = self.spec
         for axis, wanted in enumerate(spec.shape[1:], 1):
             sizes = set(map(len, value))
             if len(sizes) > 1:
                 raise InvalidInput(f"input {spec}: lists of unequal lengths came in dimension {axis}")
             shape.append(sizes.pop() if sizes else max(wanted, 0))
             value = list(itertools.chain.from_iterable(value))
-        if self.kind == "bytes":
-            value = [item if type(item) is bytes else item.encode() for item in value]
-        return Tensor(spec.name, spec.datatype, tuple(shape), pack(value, self._kind, spec.name))
+        return value
 
 
 def struct_of(names: Sequence[str], types: Sequence[Any]) -> Any:
@@ -167,17 +194,20 @@ def struct_of(names: Sequence[str], types: Sequence[Any]) -> Any:
     return msgspec.defstruct("Row", members, rename={f"f{i}": name for i, name in enumerate(names)})
 
 
-@contextmanager
-def careful(text: Buffer, what: str) -> Iterator[None]:
-    """Around the decoding of a text: a big one that is mostly empty lists is refused, since they cost their sender
-    little and us much. Raises TooLarge."""
+Read = Callable[[Buffer, str], list[Tensor]]
+
+
+def carefully(read: Read, text: Buffer, what: str) -> list[Tensor]:
+    """Read a text; a big one that is mostly empty lists is refused, since they cost their sender little and us much.
+
+    Raises TooLarge.
+    """
     if len(text) <= LARGE:
-        yield
-        return
+        return read(text, what)
     if sum(1 for _ in itertools.islice(_EMPTY.finditer(text), _MAX_EMPTY + 1)) > _MAX_EMPTY:
         raise TooLarge(f"{what}: more than {_MAX_EMPTY} empty lists came")
     with no_collections():
-        yield
+        return read(text, what)
 
 
 def shown(text: Buffer) -> str:

@@ -25,18 +25,19 @@ KINDS: dict[str, Any] = {"float": float, "int": int, "bool": bool, "bytes": str}
 
 
 class _Feed(msgspec.Struct, frozen=True):
-    """How an input is made. places: of its fields in a row; shape: of a row; stacked: one element a field."""
+    """How an input is made.
+
+    places:  of its fields in a row
+    stacked: one element a field
+    flat:    its cells are elements, not lists
+    """
 
     spec: TensorSpec
     kind: Datatype
     fields: tuple[str, ...]
     places: tuple[int, ...]
     stacked: bool
-
-    @property
-    def flat(self) -> bool:
-        """Whether its cells are elements, not lists."""
-        return self.stacked or self.spec.shape[1:] in ((), (1,))
+    flat: bool
 
 
 class RowTensors:
@@ -70,7 +71,8 @@ class RowTensors:
                 self.types[field] = _type(spec, whole)
                 self.specs[field] = spec
             places = tuple(list(self.types).index(field) for field in fields)
-            feeds.append(_Feed(spec, DATATYPES[spec.datatype], fields, places, not whole))
+            flat = not whole or spec.shape[1:] in ((), (1,))
+            feeds.append(_Feed(spec, DATATYPES[spec.datatype], fields, places, not whole, flat))
         self._feeds = tuple(feeds)
         self.fields = tuple(self.types)
 
@@ -87,19 +89,25 @@ class RowTensors:
 
     def _packed(self, feed: _Feed, rows: Sequence[Sequence[Any]]) -> Tensor | None:
         """A small input in raw form, which costs less than an array; None where something is the matter."""
-        flat = [row[place] for row in rows for place in feed.places]
-        if None in flat:
-            if not (self._nan and feed.kind.kind == "float"):
-                return None
-            flat = [math.nan if value is None else value for value in flat]
-        if feed.kind.kind == "bytes":
-            flat = [value if type(value) is bytes else value.encode() for value in flat]
+        places = feed.places
+        if len(places) == 1:
+            at = places[0]
+            flat = [row[at] for row in rows]
+        else:
+            flat = [row[place] for row in rows for place in places]
         try:
+            if feed.kind.kind == "bytes":
+                flat = [value if type(value) is bytes else value.encode() for value in flat]
             raw = pack(flat, feed.kind, feed.spec.name)
-        except InvalidInput:
-            return None
-        inner = () if len(feed.spec.shape) == 1 else (len(feed.places),)
-        return Tensor(feed.spec.name, feed.spec.datatype, (len(rows), *inner), raw)
+        except (InvalidInput, AttributeError):
+            if not (self._nan and feed.kind.kind == "float" and None in flat):
+                return None
+            try:
+                raw = pack([math.nan if value is None else value for value in flat], feed.kind, feed.spec.name)
+            except InvalidInput:
+                return None
+        shape = (len(rows),) if len(feed.spec.shape) == 1 else (len(rows), len(places))
+        return Tensor(feed.spec.name, feed.spec.datatype, shape, raw)
 
     def _column(self, feed: _Feed, rows: Sequence[Sequence[Any]]) -> Tensor:
         """The input of these rows. Raises InvalidInput, which is told of one row only."""

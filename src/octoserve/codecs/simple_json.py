@@ -28,9 +28,8 @@ def decode_rows(body: bytes, reader: ValueReader) -> tuple[list[Tensor], bool]:
 
 def encode_rows(result: Result, alone: bool) -> bytes:
     """An object, or an array of objects. Raises InvalidInput, Unsupported."""
-    names = [spec.name for spec in result.ran.signature.outputs]
-    columns = [row_texts(result, i, _STYLE) for i in range(len(names))]
+    columns = [row_texts(result, i, _STYLE) for i in range(len(result.ran.arrays))]
     if len(set(map(len, columns))) > 1:
         raise InvalidInput("the outputs differ in their number of rows; ask by the Open Inference Protocol")
-    rows = objects(names, columns)
+    rows = objects(result, columns)
     return rows[0] if alone and len(rows) == 1 else b"[%b]" % b",".join(rows)

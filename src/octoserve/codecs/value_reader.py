@@ -16,9 +16,10 @@ from octoserve.codecs.json_values import (
     LENIENT,
     InputReader,
     Pair,
-    careful,
+    carefully,
     element,
     lists_of,
+    parsed,
     shown,
     struct_of,
     unwrapped,
@@ -82,16 +83,18 @@ class ValueReader:
 
     def rows(self, text: Buffer, what: str) -> list[Tensor]:
         """An array of rows. Raises InvalidInput, TooLarge. what: the array's name, for errors."""
+        return carefully(self._rows, text, what)
+
+    def _rows(self, text: Buffer, what: str) -> list[Tensor]:
         first = _FIRST.match(text)
         if first is None:
             raise InvalidInput(f"{what}: an array of rows is wanted, {shown(text)} came")
-        with careful(text, what):
-            if first[1] == b"{" and not self._is_bytes(text):
-                return self._objects(text, what)
-            if len(self._inputs) == 1 and not self._features:
-                return [self._inputs[0].read(text, what)]
-            fields = self._rows_by_field()
-            return fields.tensors(fields.tuples(fields.names, text, what))
+        if first[1] == b"{" and not self._is_bytes(text):
+            return self._objects(text, what)
+        if len(self._inputs) == 1 and not self._features:
+            return [self._inputs[0].read(text, what)]
+        fields = self._rows_by_field()
+        return fields.tensors(fields.tuples(fields.names, text, what))
 
     def _objects(self, text: Buffer, what: str) -> list[Tensor]:
         fields = self._rows_by_field()
@@ -122,11 +125,41 @@ class ValueReader:
         """An array of arrays, whose columns have these names. Raises InvalidInput, TooLarge."""
         if _FIRST.match(text) is None:
             raise InvalidInput(f"{what}: an array of rows is wanted, {shown(text)} came")
-        with careful(text, what):
-            if self.nameless and self.signature.inputs[0].name not in columns:
-                return [self._inputs[0].read(text, what)]
-            fields = self._rows_by_field()
-            return fields.tensors(fields.ordered(columns, fields.tuples(tuple(columns), text, what), what))
+        return carefully(lambda text, what: self._table(columns, text, what), text, what)
+
+    def _table(self, columns: Sequence[str], text: Buffer, what: str) -> list[Tensor]:
+        if self.nameless and self.signature.inputs[0].name not in columns:
+            return [self._inputs[0].read(text, what)]
+        fields = self._rows_by_field()
+        return fields.tensors(fields.ordered(columns, fields.tuples(tuple(columns), text, what), what))
+
+    def texts(self, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Rows of text, as CSV has them; without columns they are the fields in order. Raises InvalidInput."""
+        if self.nameless and (columns is None or self.signature.inputs[0].name not in columns):
+            only = self._inputs[0]
+            values = [[parsed(text, only.kind, only.spec.name, i) for text in row] for i, row in enumerate(rows, 1)]
+            if any(None in row for row in values):
+                raise InvalidInput(f"input {only.spec}: a value is missing")
+            return [only.tensor(only.plain(values))]
+        fields = self._rows_by_field()
+        columns = tuple(columns or fields.names)
+        for i, row in enumerate(rows, 1):
+            if len(row) != len(columns):
+                raise InvalidInput(f"row {i}: {len(columns)} values are wanted ({', '.join(columns)}), {len(row)} came")
+        places = [columns.index(name) if name in columns else -1 for name in fields.names]
+        if max(places) < 0:
+            raise InvalidInput(f"columns {', '.join(fields.names)} are wanted, {', '.join(columns)} came")
+        return fields.tensors(
+            [
+                tuple(
+                    [
+                        None if place < 0 else parsed(row[place], fields.kinds[at], fields.names[at], i)
+                        for at, place in enumerate(places)
+                    ]
+                )
+                for i, row in enumerate(rows, 1)
+            ]
+        )
 
     # --- columns ----------------------------------------------------------------------------------------
 
@@ -135,13 +168,12 @@ class ValueReader:
 
         Raises InvalidInput, TooLarge.
         """
-        with careful(text, what):
-            if bytes(text[:64]).lstrip()[:1] == b"{" and not self._is_bytes(text):
-                return self._named_columns(text, what)
-            if len(self._inputs) == 1:
-                return [self._inputs[0].read(text, what)]
-            wanted = ", ".join(spec.name for spec in self.signature.inputs)
-            raise InvalidInput(f"{what}: an object of {wanted} is wanted, {shown(text)} came")
+        if bytes(text[:64]).lstrip()[:1] == b"{" and not self._is_bytes(text):
+            return carefully(self._named_columns, text, what)
+        if len(self._inputs) == 1:
+            return carefully(lambda text, what: [self._inputs[0].read(text, what)], text, what)
+        wanted = ", ".join(spec.name for spec in self.signature.inputs)
+        raise InvalidInput(f"{what}: an object of {wanted} is wanted, {shown(text)} came")
 
     def _named_columns(self, text: Buffer, what: str) -> list[Tensor]:
         if self._whole is None:
@@ -166,16 +198,19 @@ class _Fields:
     def __init__(self, rows: RowTensors) -> None:
         self.tensors = rows.tensors
         self.names = rows.fields
-        self._strict = list(rows.types.values())
-        self._kinds = [DATATYPES[rows.specs[name].datatype].kind for name in self.names]
+        self._elements = [kind in KINDS.values() for kind in rows.types.values()]
+        self._strict = [_or_list(kind, rows, name) for name, kind in rows.types.items()]
+        self._lists = any(kind is not own for kind, own in zip(self._strict, rows.types.values(), strict=True))
+        """Whether a value may come as `[v]`: as it does where a client follows an input's shape."""
+        self.kinds = [DATATYPES[rows.specs[name].datatype].kind for name in self.names]
         self._lenient = [self._loosened(i, rows.specs[name].shape) for i, name in enumerate(self.names)]
         row = [struct_of(self.names, types) for types in (self._strict, self._lenient)]
         self._objects = Pair(lists_of(row[0], 1), lists_of(row[1], 1))
         self._tables: dict[tuple[str, ...], Pair] = {}
 
     def _loosened(self, at: int, shape: Sequence[int]) -> Any:
-        loose = LENIENT[self._kinds[at]]
-        if self._strict[at] in KINDS.values():
+        loose = LENIENT[self.kinds[at]]
+        if self._elements[at]:
             return loose | lists_of(loose, 1)
         return lists_of(loose, len(shape) - 1)
 
@@ -185,7 +220,9 @@ class _Fields:
             raise TooLarge(f"{what}: more rows than this many bytes can fill; send fewer at a time")
         came, lenient = self._objects.decode(text, what)
         rows = list(map(msgspec.structs.astuple, came))
-        return [self._plain(row) for row in rows] if lenient else rows
+        if lenient or (self._lists and list in map(type, rows[0])):
+            return [self._plain(row) for row in rows]
+        return rows
 
     def tuples(self, columns: tuple[str, ...], text: Buffer, what: str) -> list[Row]:
         """An array of arrays, an element a column; columns that are no fields may hold anything."""
@@ -195,7 +232,7 @@ class _Fields:
                 self._tables.clear()
             pair = self._tables[columns] = Pair(*(self._table(columns, t) for t in (self._strict, self._lenient)))
         came, lenient = pair.decode(text, what)
-        if not lenient:
+        if not lenient and not self._lists:
             return came  # type: ignore[no-any-return]
         places = [self.names.index(name) if name in self.names else -1 for name in columns]
         return [
@@ -229,15 +266,21 @@ class _Fields:
             if column is not None and len(column) != rows:
                 raise InvalidInput(f"{what}: field {name!r} has {len(column)} values, another has {rows}")
         table = list(zip(*([None] * rows if column is None else column for column in values), strict=True))
-        return [self._plain(row) for row in table] if lenient else table
+        return [self._plain(row) for row in table] if lenient or self._lists else table
 
     def _plain(self, row: Row) -> Row:
         return tuple([self._plain_value(value, at) for at, value in enumerate(row)])
 
     def _plain_value(self, value: Any, at: int) -> Any:
-        if value is None or self._strict[at] in KINDS.values():
-            return unwrapped(value, self._kinds[at], self.names[at])
-        return _deep(value, self._kinds[at])
+        if value is None or self._elements[at]:
+            return unwrapped(value, self.kinds[at], self.names[at])
+        return _deep(value, self.kinds[at])
+
+
+def _or_list(kind: Any, rows: RowTensors, name: str) -> Any:
+    """The type of a field, with `[v]` for v where its input is named by it and has the shape [rows, 1]."""
+    spec = rows.specs[name]
+    return kind | lists_of(kind, 1) if name == spec.name and spec.shape[1:] == (1,) else kind
 
 
 def _deep(value: Any, kind: str) -> Any:

@@ -90,12 +90,18 @@ class Service:
     """One worker's answers. `operations` is the way to its supervisor."""
 
     def __init__(
-        self, dataplane: DataPlane, operations: Operations, repository_api: bool = True, default_model: str = ""
+        self,
+        dataplane: DataPlane,
+        operations: Operations,
+        repository_api: bool = True,
+        default_model: str = "",
+        max_body: int = 64 << 20,
     ) -> None:
         self.dataplane = dataplane
         self._operations = operations
         self._repository_api = repository_api
         self._default_model = default_model
+        self.max_body = max_body
         self.catalog: Sequence[CatalogEntry] = ()
         self.draining = False
         self.routed: Callable[[], bool] = lambda: False

@@ -122,7 +122,9 @@ class Worker:
             on_collect=self._snapshot,
             on_observe=self.dataplane.splits.seen,
         )
-        self._service = Service(self.dataplane, self._link, config.repository_api, config.default_model)
+        self._service = Service(
+            self.dataplane, self._link, config.repository_api, config.default_model, config.limits.max_body
+        )
         self._service.routed = self._ready
         self._doors(registry)
 

@@ -27,7 +27,7 @@ class Families:
 
     def find(self, head: Head, parts: list[str]) -> Route:
         """The route of a path that is not V2's. Raises NotFound."""
-        found = _FIRST.get(parts[0])
+        found = _FIRST.get(parts[0] if parts[-1] != "invoke" else "invocations")
         if found is None:
             raise NotFound(f"no such path: {head.path}; the Open Inference Protocol starts at /v2")
         door, opening = found
@@ -58,9 +58,16 @@ def _predict(bodies: BodyDoor) -> Family:
     return PredictDoor(bodies)
 
 
+def _mlflow(bodies: BodyDoor) -> Family:
+    from octoserve.patterns.online.http.mlflow_door import MlflowDoor
+
+    return MlflowDoor(bodies)
+
+
 _FIRST: dict[str, tuple[str, Callable[[BodyDoor], Family]]] = {
     "": ("v1", _v1),
     "v1": ("v1", _v1),
+    **dict.fromkeys(("invocations", "ping", "health", "version", "execution-parameters"), ("mlflow", _mlflow)),
     "predict": ("predict", _predict),
     "models": ("predict", _predict),
 }
