@@ -22,6 +22,7 @@ from contest import FAILURES, Contest, say
 from report import Row
 from servers import ServerFailed
 
+ROWS = 10_000_000
 FILES, GROUP = 8, 125_000
 FEATURES = [f"f{i}" for i in range(30)]
 SMALL = 1_000

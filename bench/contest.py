@@ -35,7 +35,7 @@ class Contest:
     server_cores: Cores
     load_cores: Cores
     missing: set[str]  # programs that are not installed
-    rows: int = 10_000_000  # of a batch job
+    rows: int = 0  # of a batch job, or messages of a queue
     report: Report = field(default_factory=Report)
 
     @property

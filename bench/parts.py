@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from statistics import mean, median
 
+import batch as batches
+import message_queue as queues
 import processes
 import servers
-from batch import batch
 from contest import FAILURES, Contenders, Contest, Part
 from load import measure
 from report import Report, Row
@@ -135,5 +136,9 @@ PARTS: dict[str, Part] = {
     "workers": workers,
     "memory": memory,
     "rollouts": rollouts,
-    "batch": batch,
+    "batch": batches.batch,
+    "queue": queues.queue,
 }
+
+ROWS = {"batch": batches.ROWS, "queue": queues.ROWS}
+"""Of the parts whose number of rows can be said, how many if it is not."""

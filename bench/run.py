@@ -1,6 +1,6 @@
 """The comparison: octoserve against what users would pick instead, in one run on one machine.
 
-    python bench/run.py [online] [grpc] [workers] [memory] [rollouts] [batch] [--seconds 5] [--rounds 5]
+    python bench/run.py [online] [grpc] [workers] [memory] [rollouts] [batch] [queue] [--seconds 5] [--rounds 5]
 
 README.md beside this file says what is compared and how to read it.
 """
@@ -24,10 +24,10 @@ from typing import NoReturn
 import environments
 import processes
 from contest import Contest, say
-from parts import PARTS
+from parts import PARTS, ROWS
 
 RESULTS = environments.BENCH / "results" / "latest.json"
-LONG = ("batch",)
+LONG = ("batch", "queue")
 """Parts that run only if they are named: they take long."""
 DEBIAN_PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client", "nginx": "nginx-light"}
 
@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server_cores=cores[0] if cores else None,
         load_cores=cores[1] if cores else None,
         missing=_missing(),
-        rows=options.rows,
     )
     began = datetime.now(UTC).isoformat(timespec="seconds")
     for part in options.parts or [part for part in PARTS if part not in LONG]:
+        contest.rows = options.rows or ROWS.get(part, 0)
         PARTS[part](contest)
 
     report, machine = contest.report, _machine()
@@ -72,7 +72,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} {default}")
     parser.add_argument("--seconds", type=float, default=5.0, help="of load a sample (default: %(default)g)")
     parser.add_argument("--rounds", type=int, default=5, help="samples of each server (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="of a batch job (default: %(default)s)")
+    usual = ", ".join(f"{part} {rows:,}" for part, rows in ROWS.items())
+    parser.add_argument("--rows", type=int, help=f"of a batch job, messages of a queue (default: {usual})")
     parser.add_argument("--octoserve-command", metavar="COMMAND", help="how to call octoserve, without `serve`")
     parser.add_argument("--peers-only", action="store_true", help="measure the peers without octoserve")
     parser.add_argument("--strict", action="store_true", help="exit 1 also when a bar is missed")
@@ -80,7 +81,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"no part called {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    if options.rounds < 1 or options.seconds <= 0 or options.rows < 1:
+    if options.rounds < 1 or options.seconds <= 0 or (options.rows is not None and options.rows < 1):
         parser.error("--rounds, --seconds and --rows must be above 0")
     return options
 
