@@ -158,9 +158,13 @@ class PostgresSink:
         values = [results.model, results.scored_at, _array(results.ids, True), *cells, versions]
         try:
             connection = self._connected()
-            with connection.transaction():
-                self._move(connection, moves)
-                written = connection.execute(self._insert, values).rowcount if results.ids else 0
+            with connection.pipeline() as pipeline, connection.transaction():
+                # All of it goes in one round trip; the commit, once it is known that the lanes are ours, in a second.
+                moved = self._move(connection, moves)
+                inserted = connection.execute(self._insert, values) if results.ids else None
+                pipeline.sync()
+                self._refuse_stale(moves, moved.fetchall())
+                written = inserted.rowcount if inserted is not None else 0
         except self._database.error as error:
             state = getattr(error, "sqlstate", None)
             # Without a state it is the client's: a text with NUL, a number that no column of ours holds.
@@ -169,23 +173,32 @@ class PostgresSink:
             raise self._away(error) from None
         return Stored(written, len(results.ids) - written)
 
-    def _move(self, connection: Any, moves: Sequence[Move]) -> None:
-        ordered = sorted(moves, key=lambda move: move.lane)  # in one order, so that two never wait for each other
-        with connection.cursor() as cursor:
-            cursor.executemany(  # all of them in one round trip
-                f'update {self._lanes} set "offset" = coalesce(%s, "offset"), '
-                "expires = now() + %s * interval '1 s' "
-                "where source = %s and lane = %s and epoch = %s and (expires is null or expires > now()) "
-                "returning lane",
-                [(move.offset, self._hold, self._source, move.lane, move.epoch) for move in ordered],
-                returning=True,
-            )
-            for move in ordered:
-                if not cursor.rowcount:
-                    raise Fenced(
-                        f"{self.label}: {move.lane} is no longer ours (epoch {move.epoch}); nothing was written"
-                    )
-                cursor.nextset()
+    def _move(self, connection: Any, moves: Sequence[Move]) -> Any:
+        """A cursor with the lanes that moved."""
+        return connection.execute(
+            "with wanted as (select * from unnest(%s::text[], %s::bigint[], %s::bigint[]) as w(lane, epoch, next)), "
+            # In one order, so that two never wait for each other.
+            f"ours as (select l.lane, w.next from {self._lanes} l join wanted w on l.lane = w.lane and "
+            "l.epoch = w.epoch where l.source = %s and (l.expires is null or l.expires > now()) "
+            "order by l.lane for update of l) "
+            f'update {self._lanes} l set "offset" = coalesce(o.next, l."offset"), '
+            "expires = now() + %s * interval '1 s' from ours o where l.source = %s and l.lane = o.lane "
+            "returning l.lane",
+            (
+                [move.lane for move in moves],
+                [move.epoch for move in moves],
+                [move.offset for move in moves],
+                self._source,
+                self._hold,
+                self._source,
+            ),
+        )
+
+    def _refuse_stale(self, moves: Sequence[Move], moved: Sequence[tuple[str]]) -> None:
+        ours = {lane for (lane,) in moved}
+        for move in moves:
+            if move.lane not in ours:
+                raise Fenced(f"{self.label}: {move.lane} is no longer ours (epoch {move.epoch}); nothing was written")
 
     def _away(self, error: Exception) -> Unavailable:
         text = self._database.text_of(error)

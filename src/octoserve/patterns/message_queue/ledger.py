@@ -70,12 +70,19 @@ class Ledger(Protocol):
 
 def pack(positions: Iterable[Position]) -> bytes:
     """Positions as ranges: a micro-batch is mostly one."""
-    ranges: list[list[object]] = []
-    for partition, offset in sorted(positions):
-        if ranges and ranges[-1][0] == partition and ranges[-1][2] == offset - 1:
-            ranges[-1][2] = offset
-        else:
-            ranges.append([partition, offset, offset])
+    offsets: dict[str, list[int]] = {}
+    for partition, offset in positions:
+        offsets.setdefault(partition, []).append(offset)
+    ranges: list[tuple[str, int, int]] = []
+    for partition, found in offsets.items():
+        found.sort()
+        first = last = found[0]
+        for offset in found:
+            if offset > last + 1:
+                ranges.append((partition, first, last))
+                first = offset
+            last = offset
+        ranges.append((partition, first, last))
     return msgspec.msgpack.encode(ranges)
 
 

@@ -88,6 +88,9 @@ class PostgresLedger:
         wanted = set(positions)
 
         def look(connection: Any) -> Mapping[Position, Attempts]:
+            known, running = self._look(connection, wanted)
+            if not any(unpack(packed) & wanted for packed in running):
+                return known
             with connection.transaction():
                 others = connection.execute(
                     "select owner, positions from octoserve_running where source = %s and owner <> %s for update",
@@ -97,12 +100,12 @@ class PostgresLedger:
                     ran = unpack(bytes(packed))
                     caught = ran & wanted
                     if caught:
-                        known = self._read(connection, caught)
+                        known, _ = self._look(connection, caught)
                         self._write(
                             connection, convict(caught, len(ran), known, how_ended(owner, self._ends), self._wall())
                         )
                         self._keep(connection, owner, ran - caught)
-                return self._read(connection, wanted)
+                return self._look(connection, wanted)[0]
 
         found: Mapping[Position, Attempts] = self._do(look)
         return found
@@ -116,28 +119,33 @@ class PostgresLedger:
         else:
             connection.execute("delete from octoserve_running where source = %s and owner = %s", (self._source, owner))
 
-    def _read(self, connection: Any, wanted: set[Position]) -> dict[Position, Attempts]:
-        bounds: dict[str, tuple[int, int]] = {}
+    def _look(self, connection: Any, wanted: set[Position]) -> tuple[dict[Position, Attempts], list[bytes]]:
+        """What is known of these, and what runs elsewhere: one question, so that neither is older than the other."""
+        offsets: dict[str, list[int]] = {}
         for partition, offset in wanted:
-            low, high = bounds.get(partition, (offset, offset))
-            bounds[partition] = (min(low, offset), max(high, offset))
+            offsets.setdefault(partition, []).append(offset)
         rows = connection.execute(
             'select a.partition, a."offset", a.attempts from octoserve_attempt a '
             "join unnest(%s::text[], %s::bigint[], %s::bigint[]) as w(partition, low, high) "
-            'on a.partition = w.partition and a."offset" between w.low and w.high where a.source = %s',
+            'on a.partition = w.partition and a."offset" between w.low and w.high where a.source = %s '
+            "union all select null, null, positions from octoserve_running where source = %s and owner <> %s",
             (
-                list(bounds),
-                [low for low, _ in bounds.values()],
-                [high for _, high in bounds.values()],
+                list(offsets),
+                [min(found) for found in offsets.values()],
+                [max(found) for found in offsets.values()],
                 self._source,
+                self._source,
+                self._owner,
             ),
         )
-        found = {Position(partition, offset): packed for partition, offset, packed in rows}
-        return {
-            position: msgspec.msgpack.decode(bytes(packed), type=Attempts)
-            for position, packed in found.items()
-            if position in wanted
-        }
+        known: dict[Position, Attempts] = {}
+        running: list[bytes] = []
+        for partition, offset, packed in rows:
+            if partition is None:
+                running.append(bytes(packed))
+            elif (position := Position(partition, offset)) in wanted:
+                known[position] = msgspec.msgpack.decode(bytes(packed), type=Attempts)
+        return known, running
 
     def _write(self, connection: Any, attempts: Mapping[Position, Attempts]) -> None:
         with connection.cursor() as cursor:
