@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from octoserve.connectors.queues.nats_server import EmbeddedBroker
 from octoserve.routing.plan import RoutePlan, split_arms
 from octoserve.routing.split import pick
 from support.graphs import flawed_model
+from support.queue_runs import sent
 from support.queues import jsonl
+from support.rolling import rolling
+from support.supervised import until
 
 MODEL = "flawed"
 BAD = 1000.0
@@ -64,8 +68,10 @@ class Place:
         self.run("queue", "send", "embedded", str(jsonl(self.folder / "messages.jsonl", rows)))
 
     def results(self) -> dict[str, tuple[int, Any]]:
-        """message_id -> version, first number of `plus`."""
+        """message_id -> version, first number of `plus`; none before the first is stored."""
         with closing(sqlite3.connect(self.folder / "results.db")) as db:
+            if not db.execute("select 1 from sqlite_master where name = 't'").fetchall():
+                return {}
             rows = db.execute("select message_id, version, plus from t").fetchall()
         return {id: (version, json.loads(plus)[0]) for id, version, plus in rows}
 
@@ -108,13 +114,103 @@ def test_messages_are_scored_by_the_version_that_their_key_meets_online(place: P
     assert place.results() == {**found, "m400": (1, 401.0)}
 
 
+SECTION: dict[str, Any] = {
+    "on_new_version": "hold", "key": "column:who", "steps": ["30%"], "min_samples": 30, "retain": "1s", "pairs": 60,
+    "mirror": "100%", "noise": "10%", "analysis": {"latency": {}},
+}  # fmt: skip
+
+
+class Flow:
+    """Messages that come, as a rollout goes on."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.sent = 0
+
+    def more(self, count: int = 60) -> None:
+        rows = [{"id": f"m{i}", "who": f"k{i}", "x": [i % 500.0, 0.5]} for i in range(self.sent, self.sent + count)]
+        sent(self._place.folder / ".octoserve", rows)
+        self.sent += count
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Send until it holds."""
+
+        def again() -> bool:
+            if reached():
+                return True
+            self.more()
+            return False
+
+        until(again, 120)
+
+    def done(self) -> dict[str, tuple[int, Any]]:
+        """All results, once all are there: each message once, and right by the version that scored it."""
+        until(lambda: len(self._place.results()) == self.sent, 120)
+        found = self._place.results()
+        for i in range(self.sent):
+            version, plus = found[f"m{i}"]
+            assert plus == i % 500 + version
+        return found
+
+
+def test_a_queue_follows_a_service_through_canary_shadow_and_blue_green(place: Place):
+    """No request reaches the service: what decides is what the queue has seen."""
+    place.publish(3, 1e9)
+    flow = Flow(place)
+    flow.more()
+    with rolling(place.folder / "models", place.folder / "s", SECTION, endpoint=MODEL, workers=1) as it:
+        admin = f"127.0.0.1:{it.service.ports['admin']}"
+        assert it.status()["stable"] == 3, "the highest, as it always began"
+        queue = place.start(
+            "queue", "run", "--repository", "models", "--model", MODEL, "--source", "embedded", *SINK, "--version",
+            "plan", "--plan", admin, "--redeliver-after", "60s",
+        )  # fmt: skip
+        try:
+            assert {version for version, _ in flow.done().values()} == {3}
+
+            assert it.start(1, strategy="canary")[0] == 201
+            flow.until(lambda: it.rollout()["phase"] == "ended")
+            assert (it.rollout()["result"], it.status()["stable"]) == ("aborted", 3), "its answers are others"
+            assert "disagree" in it.rollout()["reason"]
+            by = [version for version, _ in flow.done().values()]
+            assert 0 < by.count(1) < by.count(3)
+            first = flow.sent
+
+            assert it.start(2, strategy="shadow")[0] == 201
+            flow.until(lambda: it.rollout()["phase"] == "ended")
+            assert it.rollout()["result"] == "aborted"
+            code, report = it.service.admin("GET", f"/api/rollouts/{MODEL}/report")
+            assert code == 200
+            assert report["candidate"]["n"] > 0, "its pairs lie with the service"
+            assert {version for id, (version, _) in flow.done().items() if int(id[1:]) >= first} == {3}
+
+            assert it.start(2, strategy="blue-green")[0] == 201
+            flow.until(lambda: it.rollout()["phase"] == "ended")
+            assert (it.rollout()["result"], it.status()["stable"]) == ("promoted", 2)
+            flow.more()
+            found = flow.done()
+            assert [row["id"].split(" ")[0] for row in it.status()["replicas"] if not row["leads"]] == ["queue"]
+
+            (lag,) = json.loads(place.run("queue", "lag", "embedded", "--json"))
+            *before, last = lag["scored_by"]
+            assert last["by"] == "version 2"
+            assert [each["by"] for each in before] == ["version 3", "version 1 30 %, version 3 70 %", "version 3"]
+            cut = last["from"] - 1  # sequences count from 1
+            assert {version for id, (version, _) in found.items() if int(id[1:]) >= cut} == {2}
+            assert {version for id, (version, _) in found.items() if first <= int(id[1:]) < cut} == {3}
+        finally:
+            queue.send_signal(signal.SIGTERM)
+            _, err = queue.communicate(timeout=60)
+        assert queue.returncode == 0, err
+        assert "Traceback" not in err
+        until(lambda: all(row["leads"] for row in it.status()["replicas"]), 60)
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--version", "newest"], "--version: a version such as 3, or stable or plan wanted"),
         (["--plan", "plan.json"], "--plan: nothing here goes by a route plan"),
-        (["--version", "plan", "--plan", "nothing"], "neither a file nor a folder is called nothing"),
-        (["--version", "plan", "--plan", "plan.json", "--plan-key", "parameter:x"], "has no parameters"),
+        (["--version", "plan", "--plan", "127.0.0.1:9"], "no service answers there"),
         (["--version", "plan", "--plan", "other.json"], "no version 3 of 'flawed'"),
     ],
 )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from octoserve.control.rollout.following import Route
 from octoserve.core.errors import NotFound, SettingsError
+from octoserve.core.evidence import ALL, PairEvidence
 from octoserve.patterns.message_queue.crew import Crew, described
 from octoserve.patterns.message_queue.following import ABSENT, FAILED, READY
 from octoserve.patterns.message_queue.settings import QueueSettings
-from octoserve.routing.plan import RoutePlan, split_arms
+from octoserve.routing.plan import BUCKETS, MirrorTo, RoutePlan, split_arms
 from octoserve.runtimes.onnx import OnnxRuntime
 from octoserve.telemetry.metrics import Registry
+from octoserve.telemetry.pairs import frames
 from support.graphs import flawed_model, versioned_model
-from support.queues import Ticking
+from support.queues import Ticking, message
 from support.supervised import until
 
 M = "flawed"
@@ -150,3 +155,51 @@ def test_the_same_plan_of_a_newer_record_is_only_noted(bench: Bench):
 def test_plans_in_words():
     assert described(RoutePlan.to(M, 3, 1)) == "version 3"
     assert described(canary(2500)) == "version 2 25 %, version 1 75 %"
+
+
+def shadow(share: int) -> RoutePlan:
+    plan = RoutePlan.to(M, 1, 1)
+    mirror = MirrorTo(2, share, noise=BUCKETS)
+    return msgspec.structs.replace(plan, seed="r1", stratum="r1/0", mirrors=(mirror,))
+
+
+def scored(crew: Crew, count: int) -> None:
+    rows = [message(i, b'{"id": "m%d", "x": [%d, 0.5]}' % (i, i)) for i in range(count)]
+    found = crew.routed(nullcontext, lambda version: None, lambda role: None).score(rows, tried=False)
+    assert set(found.versions.tolist()) == {1}
+    assert found.good == list(range(count))
+
+
+def pairs(crew: Crew) -> PairEvidence:
+    (seen,) = crew.models.seen()
+    return seen.evidence.pairs.get(ALL, PairEvidence())
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_a_shadow_gets_copies_and_decides_nothing(bench: Bench, tmp_path: Path, near: bool):
+    bench.publish(2)
+    spool = tmp_path / "state" / "shadow" / "spool"
+    spool.parent.parent.mkdir()
+    route = msgspec.structs.replace(
+        following(shadow(BUCKETS), 3, 1, 2), host=os.uname().nodename if near else "elsewhere", spool=str(spool)
+    )
+    crew = bench.crew(route)
+    bench.settled(crew, 2, READY)
+    scored(crew, 40)
+    until(lambda: pairs(crew).sent == 40, 60)
+    counted = pairs(crew)
+    assert (counted.offered, counted.ok, counted.compared, counted.disagreed) == (40, 40, 40, 40)
+    assert (counted.noise_compared, counted.noise_disagreed) == (40, 0)
+    assert (sum(len(list(frames(path.read_bytes()))) for path in spool.glob("queue-*")) == 80) is near
+    assert near or not spool.exists(), "nobody would read it"
+
+
+def test_a_shadow_that_would_be_fed_wrongly_is_refused(bench: Bench):
+    bench.publish(2, yaml="features: [b, a]\n")
+    crew = bench.crew(following(shadow(0), 2, 1, 2))
+    bench.settled(crew, 2, READY)
+    crew.hear(following(shadow(BUCKETS), 3, 1, 2))
+    bench.settled(crew, 2, FAILED)
+    told = crew.followed("")
+    assert "makes its inputs of other fields than version 1" in told.versions[2].reason
+    assert told.record == 2

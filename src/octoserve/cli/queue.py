@@ -19,6 +19,7 @@ from octoserve.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from octoserve.connectors.queues.protocol import QueueTools
+    from octoserve.patterns.message_queue.cutovers import Cutover
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 dlq = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Dead letters: list, replay.")
@@ -155,11 +156,11 @@ def tail(
 
 @app.command()
 def lag(source: Source, state_dir: StateDir = STATE_DIR, as_json: Json = False) -> None:
-    """Say how far behind the queue is."""
+    """Say how far behind the queue is, and from which position on who has scored it."""
     from octoserve.cli.queue_screen import print_lag
 
     with closing(_tools(source, state_dir)) as tools:
-        print_lag(tools.lag(), as_json)
+        print_lag(tools.lag(), _cutovers(source, state_dir), as_json)
 
 
 @dlq.command("list")
@@ -196,6 +197,17 @@ def dlq_replay(
         print(json.dumps({"replayed": count}))
     else:
         print(f"sent {count:,} dead letters to {without_secrets(source)} again")
+
+
+def _cutovers(source: str, state_dir: Path) -> list[Cutover]:
+    """What workers of this state directory have noted of the source. A model stands for any: it is not asked."""
+    from octoserve.app import queue_kinds
+    from octoserve.patterns.message_queue import opening
+    from octoserve.patterns.message_queue.cutovers import cutovers
+    from octoserve.patterns.message_queue.settings import QueueSettings
+
+    settings = QueueSettings(repository="", model="", source=source, sink="", state_dir=str(state_dir))
+    return cutovers(state_dir, opening.source(queue_kinds(), settings).name)
 
 
 def _tools(source: str, state_dir: Path) -> QueueTools:

@@ -19,6 +19,7 @@ from octoserve.connectors.queues.protocol import DeadLetter, Lag, Message
 from octoserve.telemetry.metrics import Family
 
 if TYPE_CHECKING:
+    from octoserve.patterns.message_queue.cutovers import Cutover
     from octoserve.patterns.message_queue.settings import QueueSettings
     from octoserve.patterns.message_queue.supervisor import Figures
 
@@ -29,6 +30,10 @@ _SHOWN = (
     "config",
 )  # fmt: skip
 """Parameters of our own. Others are libpq's, which has passwords, or belong to who is called, and may be a token."""
+
+
+_SHOWN_CUTOVERS = 5
+"""Of a partition, the newest; all of them as JSON."""
 
 
 class Screen:
@@ -150,9 +155,10 @@ def _when(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def print_lag(lags: Sequence[Lag], as_json: bool) -> None:
-    """A line a partition."""
+def print_lag(lags: Sequence[Lag], cutovers: Sequence[Cutover], as_json: bool) -> None:
+    """A line a partition, and one for each of its last cut-overs."""
     now = time.time()
+    went = {lag.partition: [each for each in cutovers if each.partition == lag.partition] for lag in lags}
     if as_json:
         print(
             json.dumps(
@@ -162,6 +168,9 @@ def print_lag(lags: Sequence[Lag], as_json: bool) -> None:
                         "behind": lag.behind,
                         "in_hand": lag.in_hand,
                         "oldest_seconds": None if lag.oldest is None else max(0.0, now - lag.oldest),
+                        "scored_by": [
+                            {"by": each.by, "from": each.offset, "since": each.at} for each in went[lag.partition]
+                        ],
                     }
                     for lag in lags
                 ]
@@ -172,6 +181,9 @@ def print_lag(lags: Sequence[Lag], as_json: bool) -> None:
         oldest = "" if lag.oldest is None else f", the oldest {max(0.0, now - lag.oldest):.1f} s old"
         where = f"{lag.partition}: " if lag.partition else ""
         print(f"{where}{lag.behind:,} behind, {lag.in_hand:,} in hand{oldest}")
+        for each in went[lag.partition][-_SHOWN_CUTOVERS:]:
+            at = datetime.fromtimestamp(each.at).astimezone().isoformat(sep=" ", timespec="seconds")
+            print(f"  {where}scored by {each.by} from {each.offset} on, since {at}")
 
 
 def print_letters(letters: Sequence[DeadLetter], source: str, as_json: bool) -> None:

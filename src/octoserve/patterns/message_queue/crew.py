@@ -14,8 +14,10 @@ from octoserve.control.rollout.following import Route
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import NotFound, OctoserveError, SettingsError
 from octoserve.core.signature import TensorSpec
+from octoserve.dataplane.mirror import Judge
 from octoserve.lifecycle.manager import LoaderThread
 from octoserve.lifecycle.warmup import warm
+from octoserve.patterns.message_queue.copies import judge_of
 from octoserve.patterns.message_queue.following import ABSENT, FAILED, LOADING, READY, Followed, VersionWord
 from octoserve.patterns.message_queue.model import Bound, Loaded, Models, find, load, unlike
 from octoserve.patterns.message_queue.picking import Picker
@@ -77,7 +79,13 @@ class Crew:
         self._settings = settings
         self._runtimes = runtimes
         self._clock = clock
-        self.models = Models(settings.model, registry, executor, live=route is not None)
+        self.models = Models(
+            settings.model,
+            registry,
+            executor,
+            live=route is not None,
+            judges=self._judge if route is not None else None,
+        )
         self._voices: dict[int, Voice] = {}
         self._words: dict[int, VersionWord] = {}
         self._again: dict[int, float] = {}
@@ -146,6 +154,20 @@ class Crew:
         """A version that the plan in force names."""
         return self._voices[number]
 
+    def _judge(self, plan: RoutePlan, version: int) -> Judge:
+        return judge_of(self._inbox or Route(), plan, version)
+
+    def _misfed(self, plan: RoutePlan) -> tuple[int, str] | None:
+        """A shadow that would get what it does not take: inputs that are made as the trusted version says."""
+        for mirror in plan.mirrors:
+            theirs, ours = (self.models.loaded(n).settings.features or {} for n in (mirror.version, plan.stable))
+            if theirs != ours and self._settings.payload == "json" and not self._settings.columns:
+                return mirror.version, (
+                    f"{self._settings.model} version {mirror.version} makes its inputs of other fields than version "
+                    f"{plan.stable}; a queue's shadow gets the inputs of the trusted one: use a canary, without mirror"
+                )
+        return None
+
     # --- the route -----------------------------------------------------------------------------------
 
     def hear(self, route: Route) -> None:
@@ -183,6 +205,12 @@ class Crew:
             behind = f"version {missing[0]} is {word.state}" + (f" ({word.reason})" if word.reason else "")
             news, self._behind = behind != self._behind, behind
             return news
+        misfed = self._misfed(plan) if all(m.version in self._voices for m in plan.mirrors) else None
+        if misfed is not None:
+            news = self._words[misfed[0]].state != FAILED
+            self._words[misfed[0]], self._behind = VersionWord(FAILED, misfed[1]), misfed[1]
+            self._again[misfed[0]] = float("inf")
+            return news
         before = self.route.plan if self.route is not None else None
         if before is None or plan != before:
             self.models.route(plan)
@@ -193,6 +221,11 @@ class Crew:
             del self._voices[number], self._words[number]
             self.models.retire(number)
         return True
+
+    def scored_by(self) -> str:
+        """Who scores now, for people."""
+        plan = self.models.plane.plan(self._settings.model)
+        return described(plan) if plan is not None else ""
 
     def followed(self, running: str) -> Followed:
         """What is to be told of it; about once a second."""

@@ -87,7 +87,6 @@ class Work(NamedTuple):
         return scoring.score(self.scorer, self.decode, self.outputs, messages, self.guard)
 
 
-
 class Loop:
     """The loop's state: lanes that are ours, and how far it is. `Desk` for its source."""
 
@@ -104,12 +103,14 @@ class Loop:
         stop: Callable[[], bool] = lambda: False,
         beat: Callable[[bool], None] = lambda now: None,
         turn: Callable[[], None] = lambda: None,
+        note: Callable[[Sequence[Message]], None] = lambda messages: None,
         clock: Clock = monotonic,
         wall: Clock = time.time,
     ) -> None:
         """lane: what we are called in the sink, where the source has no partitions; of this process alone
         beat: called every now and then, whatever else takes its time; with True before what may end the process
         turn: called between two micro-batches, when nothing is in hand
+        note: told of messages that are about to be scored for the first time; raises Unavailable to be told again
         """
         self._source = source
         self._sink = sink
@@ -121,6 +122,7 @@ class Loop:
         self._stop = stop
         self._beat = beat
         self._turn = turn
+        self._note = note
         self._clock = clock
         self._wall = wall
         self._is_log = source.traits.shape == "log"
@@ -245,6 +247,8 @@ class Loop:
         else:
             if tried:
                 self._beat(True)  # what was counted is not to be lost with us
+            else:
+                self._insist(_LEDGER, lambda: self._note(portion))
             self._insist(_LEDGER, lambda: self._ledger.begin([message.position for message in portion]))
             self._statistics.attempts.add(len(portion))
             self._score_and_store(portion, known)

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 
@@ -25,6 +26,7 @@ from octoserve.control.rollout.following import Route
 from octoserve.core.errors import NotFound, OctoserveError, SettingsError, Unavailable
 from octoserve.patterns.message_queue import opening
 from octoserve.patterns.message_queue.crew import Crew
+from octoserve.patterns.message_queue.cutovers import Cutovers
 from octoserve.patterns.message_queue.following import Followed
 from octoserve.patterns.message_queue.ledger import Ledger
 from octoserve.patterns.message_queue.loop import Limits, Loop, Stopped, Work
@@ -147,6 +149,7 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
         source, sink = opening.source(kinds, settings), opening.sink(kinds, settings)
         owner = f"{owner_of(os.getpid())}/{uuid.uuid4().hex[:8]}"
         ledger = opening.ledger(kinds, settings, source.name, owner, config.ends)
+        cutovers = Cutovers(Path(settings.state_dir), source.name)
 
         def beat(now: bool) -> None:
             link.beat(registry, now)
@@ -155,7 +158,7 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
             loop = loop_of_requests(settings, kinds, registry, executor, source, sink, ledger, owner, stop.is_set, beat)
         else:
             follows = config.route is not None
-            loop = make_loop(settings, crew, source, sink, ledger, registry, owner, stop, beat, link, follows)
+            loop = make_loop(settings, crew, source, sink, ledger, registry, owner, stop, beat, link, follows, cutovers)
             crew.models.tick = loop.keep
         link.tell(Report(promise=str(promise(source.traits, sink.traits))))
         # What is here now stays, and a micro-batch has some thousand objects that hold no cycle: the collector, which
@@ -168,6 +171,7 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
         finally:
             link.tell(Report(snapshot=registry.snapshot()))
             ledger.close()
+            cutovers.close()
 
 
 def make_loop(
@@ -182,6 +186,7 @@ def make_loop(
     beat: Callable[[bool], None],
     link: Link,
     follows: bool,
+    cutovers: Cutovers,
 ) -> Loop:
     """The loop of these settings."""
 
@@ -205,4 +210,5 @@ def make_loop(
     return Loop(
         source, sink, ledger, work, limits, statistics, lane=owner, stop=stop.is_set, beat=beat,
         turn=turn if follows else lambda: None,
+        note=lambda messages: cutovers.note(messages, crew.scored_by()),
     )  # fmt: skip
