@@ -45,6 +45,7 @@ def runtimes(trust: Sequence[str] | None = None) -> dict[str, Runtime]:
     """
     if trust is None:
         trust = [name.strip() for name in os.environ.get("OCTOSERVE_TRUST", "").split(",")]
+    from octoserve.runtimes.ensemble import EnsembleRuntime
     from octoserve.runtimes.found import found
     from octoserve.runtimes.lightgbm import LightGBMRuntime
     from octoserve.runtimes.onnx import OnnxRuntime
@@ -60,6 +61,7 @@ def runtimes(trust: Sequence[str] | None = None) -> dict[str, Runtime]:
         SklearnRuntime(trust),
         PythonRuntime(CODE in trust),
         RemoteRuntime(),
+        EnsembleRuntime(),
     )
     by_name = {runtime.name: runtime for runtime in ours}
     return {**by_name, **found(by_name)}

@@ -18,12 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octoserve import app
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import BrokenVersion, Internal, InvalidInput
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Array, datatype_of
 from octoserve.lifecycle.loading import load as load_version
 from octoserve.lifecycle.probe import settle_batching
+from octoserve.runtimes.ensemble import EnsembleRuntime
 from octoserve.runtimes.lightgbm import LightGBMRuntime
 from octoserve.runtimes.onnx import OnnxRuntime
 from octoserve.runtimes.protocol import LoadedModel, Runtime, RuntimeSettings
@@ -299,6 +301,22 @@ class TestPythonRuntime(EchoConformance):
 
 class TestPythonRuntimeAwaited(TestPythonRuntime):
     kind = "python_async"
+
+
+class TestEnsembleRuntime(BatchableConformance):
+    runtime = EnsembleRuntime()
+    artifact = ""
+
+    def load(self, folder: Path, **settings: Any) -> LoadedModel:
+        return load_version(app.runtimes(["code"]), "ensemble", folder, **settings)
+
+    def made(self, folder: Path) -> Made:
+        return FORMATS["ensemble"](folder)
+
+    def test_a_missing_artifact(self, folder: Path) -> None:
+        """It has none; its steps are what it needs."""
+        with pytest.raises(BrokenVersion, match="steps"):
+            self.runtime.load(folder, RuntimeSettings())
 
 
 class TestRemoteRuntime(BatchableConformance):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import skops.io
+from sklearn.neighbors import KNeighborsClassifier
+from typer.testing import CliRunner
 
 import octoserve
+from octoserve.cli import model
 from support.formats import FORMATS, NAMES, Made, made, v2
 from support.service import Served, serving, until
 
@@ -146,7 +153,101 @@ def octoserve_cli(folder: Path, *arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_inspect_shows_what_the_artifact_says(place: Place, tmp_path: Path) -> None:
-    shown = octoserve_cli(tmp_path, "model", "inspect", "labelled", "--repository", str(place.repository))
+def test_inspect_shows_what_the_artifact_says(place: Place) -> None:
+    shown = CliRunner().invoke(model.app, ["inspect", "labelled", "--repository", str(place.repository)]).stdout
     assert "features  FP32 [-1, 3]" in shown
     assert "label  BYTES [-1]" in shown
+
+
+class Shelf:
+    """A service of versions that cannot be served, each for another reason, and of one that can."""
+
+    def __init__(self, service: Served) -> None:
+        self.service = service
+
+    def reason(self, name: str) -> str:
+        entry = self.service.index()[name, 1]
+        assert entry["state"] == "UNAVAILABLE"
+        return entry["reason"]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    folder = tmp_path_factory.mktemp("shelf")
+    repository = folder / "models"
+    made("python", repository)
+    made("xgboost", repository, "good")
+    made("xgboost", repository, "both")
+    (repository / "both" / "1" / "model.txt").write_text("tree")
+    made("xgboost", repository, "swapped", yaml="features: [age, amount, hour]\n")
+    made("xgboost", repository, "unlabelled", yaml="labels: [a, b, c]\n")
+    made("xgboost", repository, "misspelt", yaml="lables: [a, b]\n")
+    for name, yaml in {"nowhere": "runtime: remote\n", "unknown": "runtime: catboost\n"}.items():
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "1" / "model.yaml").write_text(yaml)
+    (repository / "foreign" / "1").mkdir(parents=True)
+    skops.io.dump(KNeighborsClassifier(algorithm="kd_tree").fit([[0], [1], [2], [3], [4]], [0, 0, 1, 1, 1]),
+                  repository / "foreign" / "1" / "model.skops")  # fmt: skip
+    with serving(repository, folder / "service", patience=180) as service:
+        until(lambda: all(e["state"] in ("READY", "UNAVAILABLE") for e in service.index().values()), 180)
+        yield Shelf(service)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("python", r"model.py is code, and code of this repository is not trusted.*OCTOSERVE_TRUST=code"),
+        ("foreign", r"not known to be harmless: .*sklearn.neighbors._kd_tree.KDTree.*OCTOSERVE_TRUST="),
+        ("both", r"holds model.ubj \(xgboost\), model.txt \(lightgbm\); say which it is: `runtime:` in model.yaml"),
+        ("swapped", r"column 0 is 'age', model.ubj was trained with 'amount' there"),
+        ("unlabelled", r"which output the 3 names are of cannot be told"),
+        ("misspelt", r"unknown field 'lables'; did you mean 'labels'\?"),
+        ("nowhere", r"model.yaml: options: .*url"),
+        ("unknown", r"runtime: one of .*'xgboost'.* wanted, 'catboost' came"),
+    ],
+)
+def test_what_cannot_be_served_says_why(shelf: Shelf, name: str, reason: str) -> None:
+    assert re.search(reason, shelf.reason(name)), shelf.reason(name)
+    assert shelf.service.ask("GET", f"/v2/models/{name}/ready").status == 503
+
+
+def test_a_broken_version_takes_nothing_from_a_good_one(shelf: Shelf) -> None:
+    inputs, expected = made("xgboost", Path(tempfile.mkdtemp()))
+    came = outputs(shelf.service.ask("POST", "/v2/models/good/infer", v2(inputs)))
+    assert np.allclose(came["prediction"], expected["prediction"], atol=1e-7)
+    folder = shelf.service.repository / "good" / "2"
+    folder.mkdir()
+    (folder / "model.ubj").write_bytes(b"{not a booster")
+    until(lambda: shelf.service.index().get(("good", 2), {}).get("state") == "UNAVAILABLE", 60)
+    assert "model.ubj: " in shelf.service.index()["good", 2]["reason"]
+    assert shelf.service.ask("POST", "/v2/models/good/infer", v2(inputs)).status == 200
+
+
+def test_a_remote_server_stands_behind_our_own_doors(place: Place, tmp_path: Path) -> None:
+    """Here the server is octoserve too: the answers are those that it gives itself, and its refusals its own."""
+    repository = tmp_path / "models"
+    for kind in ("lightgbm_cities", "xgboost"):
+        (repository / kind / "1").mkdir(parents=True)
+        options = f"{{url: 'http://{place.service.http}', model: {kind}, version: 1}}"
+        (repository / kind / "1" / "model.yaml").write_text(f"runtime: remote\noptions: {options}\n")
+    with serving(repository, tmp_path / "service", patience=180) as front:
+        until(lambda: all(e["state"] == "READY" for e in front.index().values()), 60)
+        for kind in ("lightgbm_cities", "xgboost"):
+            inputs, expected = place.made[kind]
+            came = outputs(front.ask("POST", f"/v2/models/{kind}/infer", v2(inputs)))
+            assert np.allclose(came["prediction"], expected["prediction"], rtol=1e-6)
+            assert front.ask("GET", f"/v2/models/{kind}").json()["platform"] == "remote"
+        inputs = {name: array[:1] for name, array in place.made["lightgbm_cities"].inputs.items()}
+        answer = front.ask("POST", "/v2/models/lightgbm_cities/infer", v2({**inputs, "city": np.array(["?"], object)}))
+        assert answer.status == 400
+        assert "no category" in answer.json()["error"]
+
+
+def test_an_async_class_answers_many_at_once(place: Place) -> None:
+    """Each call sleeps; those that are there together sleep together."""
+    inputs, expected = place.made["python_async"]
+    with ThreadPoolExecutor(16) as pool:
+        one = v2({"rows": inputs["rows"][:1]})
+        answers = list(pool.map(lambda _: place.service.ask("POST", "/v2/models/python_async/infer", one), range(64)))
+    for answer in answers:
+        assert np.allclose(outputs(answer)["rows"], expected["rows"][:1])

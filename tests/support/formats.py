@@ -171,6 +171,33 @@ def python_async(folder: Path) -> Made:
     return python_model(folder, "async def", "import asyncio; await asyncio.sleep(0.01)")
 
 
+ENSEMBLE = """
+runtime: ensemble
+options:
+  steps:
+    - part: scale
+      inputs: {rows: raw}
+      outputs: {rows: scaled}
+    - part: score
+      inputs: {features: scaled}
+  outputs: [prediction, kind]
+"""
+
+
+def ensemble(folder: Path) -> Made:
+    """A class doubles and adds one, a booster scores that."""
+    for part in ("scale", "score"):
+        (folder / part).mkdir()
+    before = python_model(folder / "scale")
+    xgboost_model(folder / "score")
+    (folder / "model.yaml").write_text(ENSEMBLE)
+    import xgboost
+
+    booster = xgboost.Booster(model_file=folder / "score" / "model.ubj")
+    scores = booster.predict(xgboost.DMatrix(before.expected["rows"], feature_names=list(NAMES)))
+    return Made({"raw": before.inputs["rows"]}, {"prediction": scores, "kind": before.expected["kind"]})
+
+
 FORMATS: dict[str, Callable[[Path], Made]] = {
     "xgboost": xgboost_model,
     "xgboost_cities": xgboost_cities,
@@ -180,6 +207,7 @@ FORMATS: dict[str, Callable[[Path], Made]] = {
     "sklearn_cities": sklearn_cities,
     "python": python_model,
     "python_async": python_async,
+    "ensemble": ensemble,
 }
 
 
