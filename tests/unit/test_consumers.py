@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from octoserve.core.errors import Unavailable
+from octoserve.core.errors import SettingsError, Unavailable
 from octoserve.patterns.message_queue.consumers import Consumers
 from octoserve.telemetry.metrics import Family, Sample
 from support.queues import Ticking
@@ -155,3 +157,41 @@ def test_metrics_are_the_queues_alone_and_outlive_a_version():
         "octoserve_queue_messages_total": {("a", "stored"): 2.0, ("b", "stored"): 1.0},
         "octoserve_queue_lag": {("a",): 5.0, ("b",): 5.0},
     }
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"source": "ftp://h/x"}, "async.source: unknown kind 'ftp'"),
+        ({"source": "embedded:a.b"}, "a name for the stream"),
+        ({"store": "parquet:///x"}, "async.store: unknown kind 'parquet'"),
+        ({"store": "sqlite:///x.db"}, "table= is wanted"),
+        ({"kept": "1d"}, "async.kept: unknown field; did you mean 'keep'?"),
+        ({"workers": -1}, "async.workers: a number, at least 0 wanted"),
+    ],
+)
+def test_what_is_set_wrongly_is_said_before_anything_starts(section: dict[str, Any], why: str, tmp_path: Path):
+    from octoserve import app, spec
+
+    with pytest.raises(SettingsError, match=re.escape(why)):
+        app.consumers(
+            spec.check({"repository": tmp_path, "state_dir": tmp_path, "async": {"models": ["m"], **section}}, {})
+        )
+
+
+def test_where_no_model_is_named_there_are_none(tmp_path: Path):
+    from octoserve import app, spec
+
+    assert app.consumers(spec.check({"repository": tmp_path, "state_dir": tmp_path}, {})) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_flag_and_the_variable_name_models(tmp_path: Path):
+    from octoserve import spec
+
+    (tmp_path / "o.yaml").write_text("repository: m\nasync: {models: [a], keep: 7d}\n")
+    path = tmp_path / "o.yaml"
+    assert spec.load({}, {}, path).asynchronous.models == ["a"]
+    named = spec.load({"async_models": ["b", "c"]}, {}, path).asynchronous
+    assert (named.models, named.keep) == (["b", "c"], 7 * 86400.0)
+    assert spec.load({}, {"OCTOSERVE_ASYNC": "d,e"}, path).asynchronous.models == ["d", "e"]
