@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -634,6 +635,16 @@ def test_the_command_line(octo, repository: Path, tmp_path: Path) -> None:
     assert octo("verify", "out")[0] == 0
     code, out, _ = octo("list")
     assert str(tmp_path / "out") in out, "in one piece"
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    code, out, _ = octo("list")
+    assert (code, out.splitlines()[1].split()[0]) == (0, "none")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_SUCCESS").write_text("{}")
+    code, out, err = octo("list")
+    assert (code, out.splitlines()[1].split()[0]) == (0, "unknown")
+    assert "is not a manifest" in err
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "elsewhere").rename(tmp_path / "out")
     code, out, _ = octo("resume", "out", "--json")
     assert json.loads(out)["scored"] == 0
     (tmp_path / "out" / "part-00000.parquet").write_bytes(b"")

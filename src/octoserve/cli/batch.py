@@ -1,4 +1,4 @@
-"""`octoserve batch run | resume | status | verify | list`.
+"""`octoserve batch run | resume | status | verify | report | list`.
 
 Exit codes: 0 committed, 1 it failed (resume it), 2 asked for wrongly, 3 the error budget is spent, 4 another run holds
 the job, 130 and 143 interrupted.
@@ -181,14 +181,15 @@ def list_(state_dir: StateDir = STATE_DIR, as_json: Json = False) -> None:
     """List the jobs that were begun from here, and how each stands."""
     from octoserve.cli.batch_screen import print_jobs
     from octoserve.patterns.batch.register import entries
-    from octoserve.patterns.batch.status import NONE, Status, look
+    from octoserve.patterns.batch.status import NONE, UNKNOWN, Status, look
 
     found: list[Status] = []
     for entry in entries(state_dir):
         try:
             found.append(look(entry.sink))
-        except (NotFound, OctoserveError):
-            found.append(Status(sink=entry.sink, state=NONE, model=entry.model, version=entry.version))
+        except OctoserveError as error:
+            state, why = (NONE, "") if isinstance(error, NotFound) else (UNKNOWN, str(error))
+            found.append(Status(sink=entry.sink, state=state, model=entry.model, version=entry.version, why=why))
     if as_json:
         import msgspec
 

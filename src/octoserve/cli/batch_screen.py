@@ -195,3 +195,6 @@ def print_jobs(found: Sequence[status.Status], state_dir: Path) -> None:
         table.add_row(job.state, f"{job.model}/{job.version}", rows, f"{job.bad_rows:,}", job.run[:8], job.sink)
     console = Console()
     (console if console.is_terminal else Console(width=_NO_END)).print(table, markup=False)
+    for job in found:
+        if job.state == status.UNKNOWN:
+            print(f"note: {job.sink}: {job.why}", file=sys.stderr)

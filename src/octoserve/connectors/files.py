@@ -6,7 +6,6 @@ Everything durable goes through here, so that a test can end the process after a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -163,10 +162,3 @@ def write_whole(files: LocalFiles, path: Path, data: bytes, temp_folder: Path) -
     except OSError:
         temp.abandon()
         raise
-
-
-def sha256_of(path: Path) -> tuple[str, int]:
-    """Of a file's content, and its bytes. Raises OSError."""
-    with open(path, "rb", buffering=0) as file:
-        hashed = hashlib.file_digest(file, "sha256")
-        return hashed.hexdigest(), os.fstat(file.fileno()).st_size

@@ -10,7 +10,6 @@ from octoserve.connectors.arrow import Schema
 from octoserve.connectors.delta import delta_source, is_delta
 from octoserve.connectors.iceberg import PREFIX as ICEBERG
 from octoserve.connectors.iceberg import iceberg_source
-from octoserve.connectors.opening import is_object
 from octoserve.connectors.postgres import SCHEMES as POSTGRES
 from octoserve.connectors.postgres import Databases, PostgresSource
 from octoserve.connectors.source import Range, Rows, Source, SourceFile, TableFormat
@@ -78,8 +77,3 @@ def _one_spelling(word: str) -> str:
     if scheme not in ("s3", "s3a", "s3n"):
         raise SettingsError(f"source: a path, or an s3:// or postgresql:// URL wanted, {word!r} came")
     return f"s3://{rest}"
-
-
-def is_far(source: Source) -> bool:
-    """Whether a look at a file is a request over a network."""
-    return any(is_object(file.path) for file in source.files)

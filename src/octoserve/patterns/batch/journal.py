@@ -76,7 +76,7 @@ def encode(line: Line) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def parse(data: bytes) -> tuple[list[Line], int]:
+def parse(data: bytes, where: str | Path = "the journal") -> tuple[list[Line], int]:
     """The whole lines, and how many bytes they take. Raises DamagedJournal."""
     lines: list[Line] = []
     at = 0
@@ -85,7 +85,10 @@ def parse(data: bytes) -> tuple[list[Line], int]:
         line = _line(data[at:end]) if end >= 0 else None
         if line is None:
             if end >= 0 and end + 1 < len(data):
-                raise DamagedJournal(f"the journal's line {len(lines) + 1} is damaged, and others follow it")
+                raise DamagedJournal(
+                    f"{where}: line {len(lines) + 1} is damaged, and others follow it, which no crash leaves behind; "
+                    "restore it, or begin anew in another sink"
+                )
             break
         lines.append(line)
         at = end + 1
@@ -129,7 +132,7 @@ def state_of(lines: list[Line]) -> State:
 def read(path: Path) -> State:
     """Of a journal that somebody may be writing."""
     try:
-        return state_of(parse(path.read_bytes())[0])
+        return state_of(parse(path.read_bytes(), path)[0])
     except FileNotFoundError:
         return State({}, ())
 
@@ -147,7 +150,7 @@ class Journal:
         self._path = path
         self._torn = False
         data = path.read_bytes() if path.exists() else b""
-        lines, size = parse(data)
+        lines, size = parse(data, path)
         if size < len(data):
             files.truncate(path, size)
         self._size = size

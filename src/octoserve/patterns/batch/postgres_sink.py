@@ -353,11 +353,15 @@ class SplitRows:
     def __init__(self, work: PostgresWork, split: Split) -> None:
         self._work = work
         self._split = split
-        self._connection = work.sink.database.connect(**SESSION)
         self._good = _Copied(work.sink.staging, split.name)
         self._bad = _Copied(work.sink.bad_staging, f"bad/{split.name}")
-        with work.sink.said():
-            self._connection.execute("begin")
+        self._connection = work.sink.database.connect(**SESSION)
+        try:
+            with work.sink.said():
+                self._connection.execute("begin")
+        except BaseException:
+            self._connection.close()
+            raise
 
     def write(self, scored: Scored) -> None:
         """See `SplitOut.write`. Raises Unavailable."""

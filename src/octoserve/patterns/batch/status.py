@@ -14,16 +14,16 @@ from octoserve.patterns.batch.job import Job, file_differences
 from octoserve.patterns.batch.lease import Holder
 from octoserve.patterns.batch.places import sink_of
 
-COMMITTED, RUNNING, STOPPED, NONE = "committed", "running", "stopped", "none"
+COMMITTED, RUNNING, STOPPED, NONE, UNKNOWN = "committed", "running", "stopped", "none", "unknown"
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """state: committed, running, stopped (resume it) or none.
+    """state: committed, running, stopped (resume it), none, or unknown: it could not be asked.
 
     rows:    scored so far, bad ones included
     seconds: since the first run began, as far as known
     rate:    rows a second, over the splits of the last run that finished any
-    why:     a stopped job's last run ended, as far as is known
+    why:     a stopped job's last run ended, as far as is known; or the state is unknown
     changed: files of a stopped job's source that are not as they were; a resume will be refused. Those of object
              stores are not looked at
     """
