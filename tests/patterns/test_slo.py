@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from octoserve.cli.main import run
+from octoserve.core.errors import SettingsError
 from octoserve.deploy.monitoring import DASHBOARD, RULES, SCRAPE, recorded
 from support import prometheus
 from support.service import Served, serving
@@ -156,3 +157,16 @@ def _asked(address: str, query: str) -> Any:
 
 def _values(address: str, query: str) -> list[float]:
     return [float(sample["value"][1]) for sample in _asked(address, query)["data"]["result"]]
+
+
+def test_bench_asks_the_service_what_it_promises(service: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    admin = f"http://127.0.0.1:{service.ports['admin']}"
+    words = ["bench", f"http://{service.http}", "--verify-slo", "--no-find", "--rate", "500", "-d", "0.5", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        run([*words, "--model", "strict", "--admin-url", admin])
+    told = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 1
+    assert told["slo"]["latency"] == pytest.approx(1e-6)
+    assert told["at"]["verdict"] == "BROKEN", "no answer takes a microsecond"
+    with pytest.raises(SettingsError, match="promises nothing for 'free'"):
+        run([*words, "--model", "free", "--admin-url", admin])

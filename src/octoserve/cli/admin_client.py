@@ -113,6 +113,13 @@ class AdminClient:
         """The comparison of predictions as `kind`: json, html or text."""
         return self._ask("GET", endpoint, "/report", {"format": kind} | ({"id": id_} if id_ else {}))
 
+    def slo(self) -> dict[str, Any]:
+        """What each model promises, and what came of it: `GET /api/slo`."""
+        status, content = self._exchange("GET", "/api/slo")
+        if status == _UNKNOWN:
+            raise NotFound(f"the service at {self.url} knows no SLOs; is that its admin port (8082 by default)?")
+        return self._object(self._good(status, content))
+
     # --- changes ----------------------------------------------------------------------------------------
 
     def start(self, endpoint: str, wish: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.console import Console
@@ -33,6 +33,16 @@ def bench(
     rows: Annotated[int, typer.Option(min=1, help="Rows in each made-up request")] = 1,
     body: Annotated[Path | None, typer.Option(help="File with the request body, instead of made-up inputs")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    verify_slo: Annotated[
+        bool, typer.Option(help="Whether the promise is kept at --rate, up to which rate, and what to set for replicas")
+    ] = False,
+    find: Annotated[bool, typer.Option(help="With --verify-slo: look for the highest rate")] = True,
+    latency_p99: Annotated[str, typer.Option(help="With --verify-slo: 20ms, instead of what the service promises")] = "",
+    availability: Annotated[str, typer.Option(help="With --verify-slo: 99.9%, likewise")] = "",
+    admin_url: Annotated[
+        str, typer.Option(envvar="OCTOSERVE_ADMIN_URL", help="With --verify-slo: whom to ask what is promised")
+    ] = "",
+    token_file: Annotated[Path | None, typer.Option(help="A file with the admin token")] = None,
 ) -> None:
     """Load a running endpoint and report what it does.
 
@@ -49,6 +59,17 @@ def bench(
         f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(content)}\r\n\r\n"
     ).encode() + content
+    base = f"http://{host}:{port}"
+    if verify_slo:
+        from octoserve.cli.bench_slo import Verify, model_of, promised, verify
+
+        slo = promised(unquote(model_of(path)), latency_p99, availability, admin_url, token_file)
+        wanted = Verify(
+            url=base + path, host=host, port=port, request=request, slo=slo, connections=connections,
+            duration=duration, warm_up=warm_up, rate=rate, find=find, as_json=as_json,
+        )  # fmt: skip
+        verify(wanted, lambda load, seconds, before: _run(load, seconds, before, base))
+        return
     outcome = _run(Load(host, port, request, connections, rate), duration, warm_up, f"http://{host}:{port}")
     if as_json:
         typer.echo(json.dumps(_summary(outcome, connections, rate)))

@@ -1,4 +1,4 @@
-"""`octoserve deploy emr | monitoring`: files for other systems, rendered and not sent. A module a system beside this."""
+"""`octoserve deploy emr | monitoring`: files for other systems, rendered and not sent. A module each beside this."""
 
 from __future__ import annotations
 

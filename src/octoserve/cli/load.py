@@ -27,6 +27,8 @@ class Outcome:
     """Connections that ended before their answer."""
     unanswered: int = 0
     """Requests that were due or sent and had no answer when the run ended."""
+    lags: list[float] = field(default_factory=list)
+    """Of an open loop: by how much each request was noticed late, which is the generator's own doing."""
     sample: bytes = b""
     """One answer with status 200, or, if there was none, with another."""
 
@@ -78,8 +80,9 @@ class Load:
             return
         start, sent = time.perf_counter(), 0
         while (now := time.perf_counter()) < start + seconds:
-            while start + sent / self._rate <= now:
-                self._due.append(start + sent / self._rate)
+            while (due := start + sent / self._rate) <= now:
+                self._due.append(due)
+                self.outcome.lags.append(now - due)
                 sent += 1
             self._send_due()
             await asyncio.sleep(min(0.001, 1 / self._rate))
