@@ -11,6 +11,7 @@ import typer
 
 COMMANDS = {
     "serve": ("octoserve.cli.serve", "Serve a model repository over HTTP and gRPC."),
+    "sagemaker": ("octoserve.cli.sagemaker", "Serve /opt/ml/model as SageMaker's containers do."),
     "model": ("octoserve.cli.model", "Look at a model repository: list, inspect, verify."),
     "spec": ("octoserve.cli.spec", "Check a settings file, or print its JSON Schema."),
     "rollout": ("octoserve.cli.rollout", "Roll out a version: start, watch, approve, abort, roll back."),

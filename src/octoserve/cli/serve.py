@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,6 +100,11 @@ _ASYNC = inspect.Parameter(
 
 def run(flags: dict[str, Any], spare: list[subprocess.Popen[bytes]]) -> int:
     """Read the settings and serve; the exit code."""
+    if flags.get("repository") is None:
+        from octoserve.cli import sagemaker
+
+        if sagemaker.asked(flags, os.environ):
+            flags = {**sagemaker.contract(os.environ), **{k: v for k, v in flags.items() if v is not None}}
     settings = spec.load(flags, spec=flags.pop("spec", None))
 
     from octoserve.app import serve

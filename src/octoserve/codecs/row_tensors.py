@@ -121,6 +121,8 @@ class RowTensors:
                 cells = [row[0] for row in cells]
         else:
             cells = [row[feed.places[0]] for row in rows]
+            if not feed.flat and None in cells:
+                _refuse_missing(feed, rows)
         kind = feed.kind.kind
         if kind != "float":
             _refuse_missing(feed, rows)
