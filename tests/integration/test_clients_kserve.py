@@ -88,6 +88,24 @@ def test_v1(examples: Served, elsewhere: Call) -> None:
         assert (array.shape, array.tobytes()) == (got.shape, got.raw)
 
 
+def test_v1_in_cloudevents(examples: Served) -> None:
+    """Events as the CloudEvents SDK makes and reads them, in both modes."""
+    import requests
+    from cloudevents.conversion import to_binary, to_structured
+    from cloudevents.http import CloudEvent, from_http
+
+    inputs = INPUTS["fraud"](2, np.random.default_rng(5))
+    event = CloudEvent({"type": "ask", "source": "/test"}, {"instances": inputs[0].array.tolist()})
+    expected = rest_binary(examples, "fraud", inputs)["label"].array().tolist()
+    for convert in (to_binary, to_structured):
+        headers, body = convert(event)
+        answer = requests.post(f"http://{examples.http}/v1/models/fraud:predict", body, headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        said = from_http(answer.headers, answer.content)
+        assert said["type"] == "io.kserve.inference.response"
+        assert [row["label"] for row in said.data["predictions"]] == expected
+
+
 def test_v1_health_and_errors(examples: Served, elsewhere: Call) -> None:
     url = f"http://{examples.http}"
     assert elsewhere(kserve_calls.v1_health, url, "fraud") == (True, True)

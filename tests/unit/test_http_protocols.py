@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 from typing import Any
@@ -190,6 +191,43 @@ def test_v1_classify_and_regress(house: House) -> None:
     )
     house.error(501, "POST", "/v1/models/m:explain", {"instances": M})
     assert house.ask("GET", "/v1/models/m:predict").headers["allow"] == "POST"
+
+
+ASKED = {"ce_specversion": "1.0", "ce_id": "7", "ce_source": "/me", "ce_type": "ask"}
+
+
+def test_a_structured_event_is_answered_by_one(house: House) -> None:
+    event = {"specversion": "1.0", "id": "7", "source": "/me", "type": "ask", "data": {"instances": M}}
+    got = house.ask("POST", "/v1/models/m:predict", event, content_type="application/cloudevents+json; charset=utf-8")
+    said = json.loads(got.body)
+    assert got.headers["content-type"] == "application/cloudevents+json"
+    assert said["data"] == {"predictions": BY_ROW}
+    assert (said["specversion"], said["type"]) == ("1.0", "io.kserve.inference.response")
+    assert said["source"] == "io.kserve.inference.m"
+    assert said["id"] not in ("", "7")
+    coded = {**event, "data_base64": base64.b64encode(json.dumps(event.pop("data")).encode()).decode()}
+    del coded["data"]
+    again = house.ask("POST", "/v1/models/m:predict", coded, content_type="application/cloudevents+json")
+    assert json.loads(again.body)["data"] == {"predictions": BY_ROW}
+
+
+def test_a_binary_event_is_answered_by_one(house: House) -> None:
+    got = house.ask("POST", "/v1/models/m:predict", {"instances": M}, content_type="application/json", **ASKED)
+    assert json.loads(got.body) == {"predictions": BY_ROW}
+    assert got.headers["content-type"] == "application/json"
+    assert (got.headers["ce-type"], got.headers["ce-specversion"]) == ("io.kserve.inference.response", "1.0")
+    assert not house.server.heads  # a head that names one event is not kept
+
+
+@pytest.mark.parametrize("missing", ["ce_id", "ce_source", "ce_type"])
+def test_an_event_that_is_not_whole_is_refused(house: House, missing: str) -> None:
+    headers = {name: value for name, value in ASKED.items() if name != missing}
+    error = house.error(400, "POST", "/v1/models/m:predict", {"instances": M}, **headers)
+    assert missing.replace("_", "-") in error["error"]
+    structured = {"content_type": "application/cloudevents+json"}
+    assert "CloudEvent" in house.error(400, "POST", "/v1/models/m:predict", {"instances": M}, **structured)["error"]
+    old = {**ASKED, "ce_specversion": "0.3"}
+    assert "1.0 is taken" in house.error(400, "POST", "/v1/models/m:predict", {"instances": M}, **old)["error"]
 
 
 # --- MLflow, SageMaker --------------------------------------------------------------------------------------------

@@ -6,12 +6,17 @@ Where they differ, one answer has the keys of both, so that either's clients fin
 from __future__ import annotations
 
 import re
+import time
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from octoserve.codecs import cloudevents
 from octoserve.codecs import tensorflow_serving as codec
 from octoserve.codecs.value_reader import ValueReader
+from octoserve.core.clock import Clock
 from octoserve.core.errors import InvalidInput, NotFound, OctoserveError, Unsupported
 from octoserve.core.results import Result
 from octoserve.core.tensors import Tensor
@@ -57,6 +62,27 @@ class Examples(Predict):
         return self._encode(result), JSON
 
 
+class Events(Predict):
+    """`:predict` in CloudEvents, of either mode. KServe's errors are no events."""
+
+    def __init__(self, binary: bool, wall: Clock = time.time, new_id: Callable[[], object] = uuid.uuid4) -> None:
+        self._binary = binary
+        self._wall = wall
+        self._new_id = new_id
+
+    def decode(self, body: bytes, reader: ValueReader) -> tuple[list[Tensor], str]:
+        """See `Dialect`."""
+        return codec.decode_predict(body if self._binary else cloudevents.data_of(body), reader)
+
+    def encode(self, result: Result, form: str) -> tuple[bytes, str]:
+        """See `Dialect`."""
+        body = codec.encode_predict(result, form)
+        about = result.ran.model, str(self._new_id()), self._wall()
+        if self._binary:
+            return body, f"{JSON}\r\n{cloudevents.event_headers(*about)}"
+        return cloudevents.event_with(body, *about), f"content-type: {cloudevents.STRUCTURED}"
+
+
 class V1Door:
     """See the module."""
 
@@ -89,7 +115,16 @@ class V1Door:
             return method(head, "POST"), None
         if verb == "explain":
             raise Unsupported("explanations are not offered")
-        return self._bodies.route(head, model, version, self._predict if verb == "predict" else Examples(verb))
+        return self._bodies.route(head, model, version, self._dialect(head, verb))
+
+    def _dialect(self, head: Head, verb: str) -> Predict:
+        if verb != "predict":
+            return Examples(verb)
+        if cloudevents.is_binary(head.headers):
+            head.once = True  # its id names one event
+            cloudevents.check_attributes(head.headers)
+            return Events(binary=True)
+        return Events(binary=False) if cloudevents.is_structured(head.headers) else self._predict
 
     def _status(self, connection: Connection, model: str, version: str) -> None:
         ready = self._service.model_ready(model, version)
