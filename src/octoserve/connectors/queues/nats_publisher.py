@@ -17,6 +17,8 @@ _APART = 1.0
 """Seconds between two tries to connect; who comes in between is told at once."""
 _HEADERS = 4 << 10
 """Bytes of a message that are left to its headers."""
+_LEAVING = 2.0
+"""Seconds that the end waits for a try to connect."""
 
 
 class NatsPublisher:
@@ -43,14 +45,17 @@ class NatsPublisher:
         self._connected()
 
     def publish(self, value: bytes, id: str, headers: Mapping[str, str]) -> None:
-        """See `Publisher.publish`. The server drops what comes again under one id within two minutes."""
+        """See `Publisher.publish`.
+
+        Without `Nats-Msg-Id`: the server would drop an id that is used again once its answer is forgotten.
+        """
         wire = self._connected()
         if not wire.client.is_connected:
             raise Unavailable(f"{self._where.label} is away")
         most = wire.client.max_payload - _HEADERS
         if len(value) > most:
             raise TooLarge(f"the request has {len(value)} bytes, {self._where.label} takes {most}")
-        named = {**headers, **dict.fromkeys((ID_HEADER, "Nats-Msg-Id"), value_of(id))}
+        named = {**headers, ID_HEADER: value_of(id)}
         subject = self._where.subject or self._where.stream
 
         async def send() -> None:
@@ -83,7 +88,11 @@ class NatsPublisher:
 
     def close(self) -> None:
         """See `Publisher.close`."""
-        with self._lock:
+        if not self._lock.acquire(timeout=_LEAVING):
+            return  # it is trying to connect
+        try:
             if self._wire is not None:
                 self._wire.close()
                 self._wire = None
+        finally:
+            self._lock.release()

@@ -114,7 +114,7 @@ class AsyncDoor:
 
     def close(self) -> None:
         """Once the last request has been answered."""
-        self._threads.shutdown()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._way.close()
 
     def find(self, head: Head, model: str, rest: list[str]) -> Route:
