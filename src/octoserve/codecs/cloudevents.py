@@ -1,7 +1,7 @@
 """CloudEvents 1.0 around a prediction, in both of its HTTP modes; the answer is an event in the mode of its request.
 
 Structured: the whole event is the body, `application/cloudevents+json`. Binary: its attributes are `ce-` headers, and
-its data is the body. Source: the CloudEvents specification, its HTTP binding, KServe's names for an answer's attributes.
+its data is the body. Source: the CloudEvents specification and its HTTP binding; KServe, for an answer's attributes.
 """
 
 from __future__ import annotations
