@@ -156,6 +156,23 @@ def test_a_commit_is_not_done_twice(repository: Path, tmp_path: Path) -> None:
     assert (found.version(), found.to_pyarrow_table().num_rows) == (0, 1500)
 
 
+def test_a_job_is_known_though_its_snapshot_has_expired(repository: Path, catalog: Any, tmp_path: Path) -> None:
+    lists = pa.list_(pa.float32())
+    catalog.create_table("ns.old", pa.schema([("id", pa.int64()), ("plus", lists), ("minus", lists)]))
+    first, second = (
+        wish(repository, put_table(tmp_path / night, files=1, each=each), "iceberg:shelf/ns.old")  # type: ignore[arg-type]
+        for night, each in (("1", 300), ("2", 200))
+    )
+    score(first)
+    (snapshot,) = catalog.load_table("ns.old").snapshots()
+    score(second)
+    catalog.load_table("ns.old").maintenance.expire_snapshots().by_id(snapshot.snapshot_id).commit()
+    assert len(catalog.load_table("ns.old").snapshots()) == 1
+    assert score(first).scored == 0, "its rows are there, and are not scored and added again"
+    assert catalog.load_table("ns.old").scan().to_arrow().num_rows == 500
+    assert not sink_of(first.sink).has_left_overs()
+
+
 @pytest.mark.parametrize("kind", ["delta", "iceberg"])
 def test_two_that_commit_one_run(catalog: Any, tmp_path: Path, kind: str, repository: Path) -> None:
     """Past all leases: the table itself takes one of them."""

@@ -51,7 +51,16 @@ class LakeSink:
     def committed(self, run: str = "") -> Manifest | None:
         """See `Sink.committed`; without a run, of the job that has begun, else of the last that the table has."""
         run = run or (self.job().id() if self.has_job() else self.table.last())
-        return self.of_run(run).committed() if run and self.table.has(run) else None
+        whole = self.of_run(run).committed() if run else None
+        return whole if whole is not None and self.holds(whole) else None
+
+    def holds(self, whole: Manifest) -> bool:
+        """Whether the table has a run's commit, or its parts: the commit's own record goes when old snapshots do."""
+        return self.table.has(whole.run) or (bool(whole.parts) and self.paths(whole) <= self.table.live())
+
+    def paths(self, whole: Manifest) -> set[str]:
+        """Of a run's parts, as the table has them."""
+        return {f"{self.table.root}/octoserve-{whole.run}/{part.name}" for part in whole.parts}
 
     def has_job(self) -> bool:
         """See `Sink.has_job`."""
@@ -154,7 +163,7 @@ class LakeWork:
         """
         self._inner.commit(whole)
         table = self._sink.table
-        if table.has(whole.run):
+        if self._sink.holds(whole):
             return
         folder = f"{table.root}/octoserve-{whole.run}"
         added = [Added(f"{folder}/{part.name}", part.rows, part.bytes) for part in whole.parts]
