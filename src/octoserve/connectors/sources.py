@@ -11,7 +11,7 @@ from octoserve.connectors.delta import delta_source, is_delta
 from octoserve.connectors.iceberg import PREFIX as ICEBERG
 from octoserve.connectors.iceberg import iceberg_source
 from octoserve.connectors.postgres import SCHEMES as POSTGRES
-from octoserve.connectors.postgres import Databases, PostgresSource
+from octoserve.connectors.postgres import Databases, PostgresSource, address
 from octoserve.connectors.source import Range, Rows, Source, SourceFile, TableFormat
 from octoserve.core.errors import SettingsError
 
@@ -75,5 +75,5 @@ def _one_spelling(word: str) -> str:
     if not mark:
         return word
     if scheme not in ("s3", "s3a", "s3n"):
-        raise SettingsError(f"source: a path, or an s3:// or postgresql:// URL wanted, {word!r} came")
+        raise SettingsError(f"source: a path, or an s3:// or postgresql:// URL wanted, {address(word).shown!r} came")
     return f"s3://{rest}"

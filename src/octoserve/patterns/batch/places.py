@@ -30,7 +30,9 @@ def sink_of(sink: str, files: LocalFiles | None = None, buckets: Buckets = bucke
         return ObjectSink(sink, buckets)
     if sink.startswith(SCHEMES):
         return PostgresSink(sink, databases.of("sink"))
-    raise SettingsError(f"sink: a folder, an s3:// or postgresql:// URL, delta: or iceberg: wanted, {sink!r} came")
+    raise SettingsError(
+        f"sink: a folder, an s3:// or postgresql:// URL, delta: or iceberg: wanted, {address(sink).shown!r} came"
+    )
 
 
 def shown(sink: str) -> str:
