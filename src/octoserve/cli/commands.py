@@ -18,6 +18,7 @@ COMMANDS = {
     "batch": ("octoserve.cli.batch", "Score a table: run, resume, status, verify, list."),
     "queue": ("octoserve.cli.queue", "Score messages: run, send, tail, lag, dlq."),
     "deploy": ("octoserve.cli.deploy", "Render what other systems need to run it or to watch it: emr, monitoring."),
+    "advise": ("octoserve.cli.advise", "Recommend a pattern for what you need, with reasons."),
     "bench": ("octoserve.cli.bench", "Load a running endpoint and report throughput and latency."),
 }
 """Name -> module and one line of help. A module offers `app` (a group) or a function of the command's name."""
