@@ -12,7 +12,6 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,7 +21,7 @@ import pytest
 
 from octoserve.patterns.message_queue.settings import QueueSettings
 from octoserve.patterns.message_queue.supervisor import Figures, Supervisor
-from support import kafka, postgres
+from support import kafka
 from support.queue_runs import (
     AFTER,
     BEFORE,
@@ -33,7 +32,7 @@ from support.queue_runs import (
     Trouble,
     dead,
     expected,
-    put_tricky,
+    rows,
     run,
     sent,
     settings_of,
@@ -46,19 +45,6 @@ from support.supervised import until
 SESSION = 2.0
 """Seconds after which the partitions of who is silent go to others."""
 SINKS = ("postgres", "kafka")
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return put_tricky(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    if reason := postgres.missing():
-        pytest.skip(reason)
-    with postgres.a_server() as url:
-        yield url
 
 
 class Lines:
@@ -101,10 +87,6 @@ class Lines:
 def lines(request: pytest.FixtureRequest, repository: Path, tmp_path: Path) -> Lines:
     server = request.getfixturevalue("server") if request.param == "postgres" else ""
     return Lines(kafka.shared(), repository, tmp_path, request.param, server, 3)
-
-
-def rows(count: int, poison: dict[int, float] | None = None) -> list[dict[str, Any]]:
-    return [{"id": f"m{i}", "x": (poison or {}).get(i, float(i))} for i in range(count)]
 
 
 def test_poison_reaches_the_dead_letters_and_its_mates_succeed(lines: Lines):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from octoserve.connectors.queues.nats_server import EmbeddedBroker
-from support import postgres
 from support.queue_runs import (
     AFTER,
     BEFORE,
@@ -23,18 +21,13 @@ from support.queue_runs import (
     Trouble,
     dead,
     expected,
-    put_tricky,
+    rows,
     run,
     sent,
     settings_of,
     table,
 )
 from support.scale import FULL, scale
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return put_tricky(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +38,6 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     broker.join()
     yield folder
     broker.leave()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    if reason := postgres.missing():
-        pytest.skip(reason)
-    with postgres.a_server() as url:
-        yield url
-
-
-def rows(count: int, poison: dict[int, float] | None = None) -> list[dict[str, Any]]:
-    return [{"id": f"m{i}", "x": (poison or {}).get(i, float(i))} for i in range(count)]
 
 
 def test_poison_reaches_the_dead_letters_and_its_mates_succeed(repository: Path, state_dir: Path, tmp_path: Path):

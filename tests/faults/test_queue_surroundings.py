@@ -16,15 +16,10 @@ import pytest
 
 from octoserve.connectors.queues.nats_server import EmbeddedBroker
 from support import postgres
-from support.queue_runs import STOPS, Trouble, dead, expected, of, put_tricky, sent, settings_of, table
+from support.queue_runs import STOPS, Trouble, dead, expected, of, sent, settings_of, table
 from support.queues import in_thread
 from support.scale import scale
 from support.supervised import until
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return put_tricky(tmp_path / "models")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 from collections.abc import Iterator
@@ -167,17 +168,19 @@ class Postgres:
         return self.seen(sink), self.bad(sink), left
 
 
-class Lake:
+class Lake(abc.ABC):
     """A table that grows by a job: there are rows in it before, of which the reader sees no more and no less."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @abc.abstractmethod
     def _root(self, sink: str) -> Path:
-        raise NotImplementedError
+        """Its folder."""
 
+    @abc.abstractmethod
     def all_rows(self, sink: str) -> Rows:
-        raise NotImplementedError
+        """Those that were there before among them."""
 
     def seen(self, sink: str) -> Rows | None:
         rows = self.all_rows(sink)

@@ -98,6 +98,11 @@ def put_tricky(repository: Path) -> Path:
     return repository
 
 
+def rows(count: int, poison: dict[int, float] | None = None) -> list[dict[str, Any]]:
+    """Messages m0, m1, ... with x = 0, 1, ..., but for those that `poison` says otherwise of."""
+    return [{"id": f"m{i}", "x": (poison or {}).get(i, float(i))} for i in range(count)]
+
+
 def settings_of(repository: Path, state_dir: Path, sink: str, **others: Any) -> QueueSettings:
     """Quick ones."""
     chosen: dict[str, Any] = {
