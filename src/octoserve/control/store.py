@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from octoserve.control.snapshot import Aspired, Key
-from octoserve.control.sqlite import use_wal
 from octoserve.core.errors import SettingsError
+from octoserve.core.sqlite import use_wal
 from octoserve.routing.plan import RoutePlan
 
 FILE = "octoserve.db"

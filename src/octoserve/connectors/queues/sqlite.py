@@ -17,6 +17,7 @@ from octoserve.connectors.queues.protocol import Claim, Fenced, Move, Results, S
 from octoserve.core.clock import Clock
 from octoserve.core.errors import SettingsError, Unavailable
 from octoserve.core.signature import TensorSpec
+from octoserve.core.sqlite import use_wal
 
 _BUSY = 10.0
 """Seconds that another writer is waited for."""
@@ -88,8 +89,7 @@ class SqliteSink:
         if self._db is None:
             db = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None)
             try:
-                db.execute("pragma journal_mode = wal")
-                db.execute("pragma synchronous = full")
+                use_wal(db)
             except sqlite3.Error:
                 db.close()
                 raise

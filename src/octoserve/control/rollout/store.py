@@ -41,8 +41,8 @@ from octoserve.control.rollout.replica_tables import (
 )
 from octoserve.control.rollout.retention import Retention
 from octoserve.control.rollout.values import Command, Endpoint, Phase, Rollout
-from octoserve.control.sqlite import use_wal
 from octoserve.core.errors import OctoserveError, Overloaded, SettingsError, Unavailable
+from octoserve.core.sqlite import use_wal
 
 FILE = "rollouts.db"
 

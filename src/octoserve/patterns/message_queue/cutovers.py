@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 
 from octoserve.connectors.queues.protocol import Message
-from octoserve.control.sqlite import use_wal
 from octoserve.core.clock import Clock
 from octoserve.core.errors import SettingsError, Unavailable
+from octoserve.core.sqlite import use_wal
 from octoserve.patterns.message_queue.ledger import FILE
 
 KEPT = 100

@@ -17,9 +17,9 @@ from typing import Protocol
 import msgspec
 
 from octoserve.connectors.queues.protocol import Failure, Position
-from octoserve.control.sqlite import use_wal
 from octoserve.core.clock import Clock
 from octoserve.core.errors import SettingsError, Unavailable
+from octoserve.core.sqlite import use_wal
 
 FILE = "queue.db"
 ENDED = "the process ended while it ran"

@@ -1,4 +1,4 @@
-"""What every SQLite file of the control plane needs when it is opened."""
+"""What every SQLite file that several processes share needs when it is opened."""
 
 from __future__ import annotations
 
