@@ -206,6 +206,23 @@ def test_a_dead_letter_lies_there_with_its_history_and_is_replayed(backend: Back
     assert again.position != first.position
 
 
+def test_many_dead_letters_are_listed_and_replayed(backend: Backend):
+    many = 150
+    backend.send(*values(many))
+    with opened(backend.source()) as source:
+        messages = polled(source, many)
+        source.bury([a_letter(each, f"m{i}") for i, each in enumerate(messages)])
+        source.settle(messages)
+    with closing(backend.tools()) as tools:
+        found = {letter.id: letter.value for letter in tools.dead()}
+        assert found == {f"m{i}": each.value for i, each in enumerate(messages)}
+        assert tools.replay(tools.dead()) == many
+        assert tools.dead() == []
+    with opened(backend.source()) as source:
+        again = settle_all(source, many)
+    assert {each.headers[ID_HEADER]: each.value for each in again} == found
+
+
 def test_how_far_behind_it_is(backend: Backend):
     with closing(backend.tools()) as tools:
         assert sum(lag.behind + lag.in_hand for lag in tools.lag()) == 0

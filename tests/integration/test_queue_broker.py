@@ -13,12 +13,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from octoserve.app import queue_kinds
 from octoserve.connectors.queues import nats_wire
-from octoserve.connectors.queues.nats_server import EmbeddedBroker, greeting
-from octoserve.core.errors import SettingsError
+from octoserve.connectors.queues.nats_server import MAX_PAYLOAD, EmbeddedBroker, greeting
+from octoserve.connectors.queues.protocol import DeadLetter, Failure, Message
+from octoserve.core.errors import InvalidInput, SettingsError
 from octoserve.patterns.message_queue import opening
 from octoserve.patterns.message_queue.settings import QueueSettings
 from support.queues import in_thread, opened, polled
@@ -147,3 +149,33 @@ def test_what_is_done_is_swept_and_what_is_not_stays(state_dir: Path, monkeypatc
             until(lambda: source.lag()[0].in_hand == 0)
             source.lag()
         assert [m.value for m in tools.tail(1000, False)] == [b"%d" % i for i in range(90, 100)]
+
+
+def a_letter(message: Message) -> DeadLetter:
+    """With all the history that there can be."""
+    failures = tuple(Failure(at=float(i), error="\u20ac" * 500, by="m version 1") for i in range(20))
+    return DeadLetter(
+        id="m1", source="s", origin=message.name, attempts=20, history=failures, published=1.0, buried=2.0,
+        value=message.value,
+    )  # fmt: skip
+
+
+def test_the_largest_message_becomes_a_dead_letter_with_what_there_is_room_for(state_dir: Path):
+    settings = QueueSettings(repository="", model="", source="embedded:s", sink="", state_dir=str(state_dir))
+    largest = os.urandom(MAX_PAYLOAD - nats_wire.HEADERS)
+    with (
+        closing(opening.tools(queue_kinds(), "embedded:s", state_dir)) as tools,
+        opened(opening.source(queue_kinds(), settings)) as source,
+    ):
+        with pytest.raises(InvalidInput, match="embedded:s takes"):
+            tools.send(iter([largest + b"x"]), lambda count: None)
+        tools.send(iter([largest]), lambda count: None)
+        (message,) = polled(source, 1)
+        source.bury([a_letter(message)])
+        source.settle([message])
+        (found,) = tools.dead()
+        assert found.value == largest
+        assert (found.id, found.origin, found.attempts) == ("m1", message.name, 20)
+        assert [failure.at for failure in found.history] == [19.0], "the last one, of those that there were"
+        with pytest.raises(SettingsError, match="raise the server's max_payload"):
+            source.bury([msgspec.structs.replace(a_letter(message), value=b"x" * MAX_PAYLOAD)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,7 @@ from octoserve.patterns.message_queue import opening
 from octoserve.patterns.message_queue.settings import QueueSettings
 from support import kafka
 from support.queues import Grants, opened, polled
+from support.supervised import until
 
 OUTPUTS = (TensorSpec("y", "INT64", (-1,)), TensorSpec("scores", "FP32", (-1, 2)))
 
@@ -120,6 +122,29 @@ def test_who_had_a_partition_before_is_refused(pair: Pair):
         new.store(results([message(lane, 1)], ["m1"]), [Move(lane, now.epoch, 2)])
         new.store(results([message(lane, 1)], ["again"]), [Move(lane, now.epoch, 2)])  # a repetition
     assert stored(pair) == ["m0", "m1"]
+
+
+def test_the_producer_of_a_partition_that_went_is_ended(pair: Pair):
+    class Claiming(Grants):
+        def granted(self, lanes: Sequence[str]) -> Mapping[str, int | None]:
+            super().granted(lanes)
+            return {lane: claim.offset for lane, claim in sink.claim(lanes, None).items()}
+
+    pair.send(*[b"%d" % i for i in range(20)])
+    source, sink = pair.both()
+    desk = Claiming()
+    ended: list[str] = []
+    with closing(sink), opened(source, desk):
+        until(lambda: source.poll(1, 1, 0.2), 60)
+        for lane in desk.granted_now:
+            weakref.finalize(sink._lanes[lane], ended.append, lane)
+        with opened(pair.source()) as other:
+            until(lambda: (other.poll(1, 1, 0.1), source.hold(0.1), desk.revoked_ever)[-1], 60)
+            kept = set(desk.granted_now)
+            lane = min(kept)
+            sink.store(results([], []), [Move(lane, sink._lanes[lane].epoch, 0)])
+            assert set(sink._lanes) == kept
+            assert set(ended) == set(desk.revoked_ever)
 
 
 def test_what_the_topic_does_not_take_is_refused_and_its_mates_are_written_once(pair: Pair):

@@ -90,7 +90,6 @@ class MemorySource:
         self.traits = SourceTraits(
             system="memory",
             shape=shape,
-            ordered=True,
             ours_for=ours_for if shape == "acks" else None,  # type: ignore[arg-type]
         )
         self.name = "memory:q"

@@ -84,6 +84,15 @@ def test_an_outbox_keeps_what_a_lane_sends_until_it_is_sent():
     assert [record.value for record in outbox.of("a/1")] == [b"2"]
 
 
+def test_an_outbox_says_once_which_lanes_went():
+    outbox = Outbox()
+    outbox.put("a/0", Record("r", b"1"))
+    outbox.leave(["a/0", "a/1"])
+    assert list(outbox.of("a/0")) == []
+    assert set(outbox.left()) == {"a/0", "a/1"}
+    assert not outbox.left()
+
+
 def test_what_people_say_goes_before_our_choice(monkeypatch: pytest.MonkeyPatch):
     wire = Wire(where("kafka://h/orders?linger.ms=77"))
     monkeypatch.setattr(wire, "kafka", SimpleNamespace(Producer=dict, KafkaException=Exception))

@@ -22,8 +22,8 @@ from octoserve.patterns.message_queue.promise import (
 from octoserve.patterns.message_queue.settings import QueueSettings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "message-queue.md"
-LOG = SourceTraits(system="kafka", shape="log", ordered=True)
-ACKS = SourceTraits(system="nats", shape="acks", ordered=True, ours_for=10.0)
+LOG = SourceTraits(system="kafka", shape="log")
+ACKS = SourceTraits(system="nats", shape="acks", ours_for=10.0)
 
 
 @pytest.mark.parametrize(

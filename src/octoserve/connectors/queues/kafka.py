@@ -35,6 +35,7 @@ from octoserve.connectors.queues.kafka_wire import (
     topic_of,
     where_of,
 )
+from octoserve.connectors.queues.letters import about
 from octoserve.connectors.queues.protocol import (
     ATTEMPT_HEADER,
     HISTORY_HEADER,
@@ -130,7 +131,7 @@ class KafkaSource:
     @property
     def traits(self) -> SourceTraits:
         """See `QueueSource.traits`."""
-        return SourceTraits(system="kafka", shape="log", ordered=True)
+        return SourceTraits(system="kafka", shape="log")
 
     def open(self, desk: Desk) -> None:
         """See `QueueSource.open`."""
@@ -243,6 +244,7 @@ class KafkaSource:
         gone = set(lanes)
         self._ours -= gone
         self._unclaimed -= gone
+        self._outbox.leave(gone)
         self._arrived = deque(each for each in self._arrived if each.position.partition not in gone)
         for lane in gone:
             for known in (self._next, self._taken, self._ends, self._waiting):
@@ -484,12 +486,11 @@ class KafkaSource:
 
 def dead_record(topic: str, letter: DeadLetter) -> Record:
     """What lies in the dead letters' topic."""
-    about = msgspec.structs.replace(letter, value=b"", key=None, headers={})
     headers = {
         **carried(letter.headers),
         ID_HEADER: letter.id,
         ORIGIN_HEADER: letter.origin,
-        HISTORY_HEADER: msgspec.json.encode(about).decode(),
+        HISTORY_HEADER: about(letter),
     }
     if letter.key is not None:
         headers[KEY_HEADER] = letter.key.hex()

@@ -131,6 +131,7 @@ class KafkaSink:
         self._claims += 1
         if not self._group:
             return {lane: Claim(self._claims) for lane in lanes}
+        self._let_go()
         producers = {lane: self._producer(lane) for lane in lanes}
         for producer in producers.values():
             self._try(producer, producer.init_transactions, _ENDING)
@@ -142,6 +143,15 @@ class KafkaSink:
             self._outbox.clear(lane)
             found[lane] = Claim(self._claims, offset)
         return found
+
+    def _let_go(self) -> None:
+        """Of the producers of partitions that went: each has connections and threads of its own."""
+        gone = [self._lanes.pop(lane) for lane in self._outbox.left() if lane in self._lanes]
+        if gone:
+            try:
+                bounded(_ANSWER, gone.clear)  # the last that knows of a producer ends it
+            except TimeoutError:
+                log.warning("%s: a producer of a partition that went does not end", self.label)
 
     def _producer(self, lane: str) -> Any:
         settings = {name: value for name, value in PRODUCER.items() if name != "message.timeout.ms"}
@@ -212,6 +222,7 @@ class KafkaSink:
         if not self._group:
             self._sender.send(records)
             return Stored(len(records))
+        self._let_go()
         by_lane: dict[str, list[Record]] = {move.lane: [] for move in moves}
         for message, record in zip(results.messages, records, strict=True):
             by_lane[message.position.partition].append(record)

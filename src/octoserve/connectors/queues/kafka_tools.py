@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from octoserve.connectors.queues.address import Address
 from octoserve.connectors.queues.kafka import PARAMETERS
 from octoserve.connectors.queues.kafka_wire import (
@@ -22,7 +20,8 @@ from octoserve.connectors.queues.kafka_wire import (
     topic_of,
     where_of,
 )
-from octoserve.connectors.queues.protocol import HISTORY_HEADER, ID_HEADER, ORIGIN_HEADER, DeadLetter, Lag, Message
+from octoserve.connectors.queues.letters import letter_of
+from octoserve.connectors.queues.protocol import ID_HEADER, DeadLetter, Lag, Message
 from octoserve.core.errors import Unavailable
 
 
@@ -68,17 +67,20 @@ class KafkaTools:
                 if gone:
                     letters.pop(message.key, None)
                 else:
-                    letters.setdefault(message.key, _letter(message))
+                    sequence = (message.key or b"").decode("utf-8", "replace")
+                    hexed = message.headers.get(KEY_HEADER)
+                    key = bytes.fromhex(hexed) if hexed is not None else None
+                    letters.setdefault(message.key, letter_of(message, sequence, key, (KEY_HEADER,)))
         return sorted(letters.values(), key=lambda letter: (letter.buried, letter.published))
 
     def replay(self, letters: Sequence[DeadLetter]) -> int:
         """See `QueueTools.replay`."""
-        for letter in letters:
-            headers = {**carried(letter.headers), ID_HEADER: letter.id}
-            # Sent, then removed: a crash between sends it twice, under one message id.
-            self._sender.send([Record(self._where.topic, letter.value, letter.key, headers)])
-            self._sender.send([Record(self._where.dead, None, letter.sequence.encode())])
-        return len(letters)
+        where = self._where
+        # Sent, then removed: a crash between sends them twice, under their message ids.
+        self._sender.send(
+            Record(where.topic, each.value, each.key, {**carried(each.headers), ID_HEADER: each.id}) for each in letters
+        )
+        return self._sender.send(Record(where.dead, None, each.sequence.encode()) for each in letters)
 
     def close(self) -> None:
         """See `QueueTools.close`."""
@@ -202,18 +204,3 @@ class _Reader:
                     raise self._wire.wrong(self._client, error)
             if patience is not None and time.monotonic() - heard > patience:
                 raise Unavailable(f"{self._wire.where.label} does not answer")
-
-
-def _letter(message: Message) -> DeadLetter:
-    headers = message.headers
-    sequence = (message.key or b"").decode("utf-8", "replace")
-    try:
-        about = msgspec.json.decode(headers.get(HISTORY_HEADER, ""), type=DeadLetter)
-    except msgspec.MsgspecError:  # somebody else laid it there
-        about = DeadLetter(
-            id=headers.get(ID_HEADER, message.name), source="", origin=message.name, attempts=0, history=(),
-            published=message.published, buried=message.published,
-        )  # fmt: skip
-    rest = {name: value for name, value in headers.items() if name not in (HISTORY_HEADER, ORIGIN_HEADER, KEY_HEADER)}
-    key = bytes.fromhex(headers[KEY_HEADER]) if KEY_HEADER in headers else None
-    return msgspec.structs.replace(about, key=key, headers=rest, value=message.value, sequence=sequence)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,6 +191,7 @@ class Outbox:
     def __init__(self) -> None:
         self.taken = False
         self._records: dict[str, list[Record]] = {}
+        self._gone: set[str] = set()
 
     def put(self, lane: str, record: Record) -> None:
         """With the lane's next transaction."""
@@ -203,6 +204,17 @@ class Outbox:
     def clear(self, lane: str) -> None:
         """It is sent, or the lane begins anew."""
         self._records.pop(lane, None)
+
+    def leave(self, lanes: Iterable[str]) -> None:
+        """They are no longer ours."""
+        for lane in lanes:
+            self.clear(lane)
+            self._gone.add(lane)
+
+    def left(self) -> Collection[str]:
+        """Those that went since the last call."""
+        gone, self._gone = self._gone, set()
+        return gone
 
 
 class _Quiet:

@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from octoserve.connectors.queues.headers import heard, value_of
-from octoserve.connectors.queues.nats_wire import Where, Wire
+from octoserve.connectors.queues.headers import value_of
+from octoserve.connectors.queues.letters import about
+from octoserve.connectors.queues.nats_wire import Where, Wire, header_bytes, message_of
 from octoserve.connectors.queues.protocol import (
     HISTORY_HEADER,
     ID_HEADER,
@@ -26,10 +25,9 @@ from octoserve.connectors.queues.protocol import (
     Desk,
     Lag,
     Message,
-    Position,
     SourceTraits,
 )
-from octoserve.core.errors import Unavailable
+from octoserve.core.errors import SettingsError, Unavailable
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -67,7 +65,7 @@ class NatsSource:
     @property
     def traits(self) -> SourceTraits:
         """See `QueueSource.traits`."""
-        return SourceTraits(system="nats", shape="acks", ordered=True, ours_for=self._where.ack_wait)
+        return SourceTraits(system="nats", shape="acks", ours_for=self._where.ack_wait)
 
     def open(self, desk: Desk) -> None:
         """See `QueueSource.open`."""
@@ -95,7 +93,7 @@ class NatsSource:
                 await self._ask()
             return
         self._asked = max(0, self._asked - 1)
-        message = self._message(msg)
+        message = message_of(msg, self._where.stream)
         with self._here:
             self._arrived.append(message)
             self._arrived_bytes += len(message.value)
@@ -103,19 +101,6 @@ class NatsSource:
             self._here.notify()
         if not self._asked:
             await self._ask()
-
-    def _message(self, msg: Msg) -> Message:
-        words = msg.reply.split(".")
-        delivered, sequence, _, stamp, _ = words[4:9] if len(words) == 9 else words[6:11]
-        return Message(
-            position=Position("", int(sequence)),
-            name=f"{self._where.stream}/{sequence}",
-            value=msg.data,
-            headers=heard(msg.headers),
-            published=int(stamp) / 1e9,
-            deliveries=int(delivered),
-            token=msg.reply,
-        )
 
     async def _ask(self) -> None:
         """For as many as there is room for, unless there are enough, or some are on their way."""
@@ -205,7 +190,7 @@ class NatsSource:
 
     def bury(self, letters: Sequence[DeadLetter]) -> None:
         """See `QueueSource.bury`."""
-        self._wire.call(_publish_letters(self._wire, letters))
+        self._wire.call(_publish_letters(self._wire, letters), 120)
 
     def lag(self) -> list[Lag]:
         """See `QueueSource.lag`."""
@@ -227,13 +212,26 @@ class NatsSource:
 
 
 async def _publish_letters(wire: Wire, letters: Sequence[DeadLetter]) -> None:
-    for letter in letters:
-        about = msgspec.structs.replace(letter, value=b"", key=None, headers={})
-        headers = {
-            **{name: value for name, value in letter.headers.items() if not name.startswith("Nats-")},
-            ID_HEADER: value_of(letter.id),
-            ORIGIN_HEADER: letter.origin,
-            HISTORY_HEADER: msgspec.json.encode(about).decode(),
-            "Nats-Msg-Id": f"dead {letter.origin}",
-        }
-        await wire.js.publish(wire.where.dead_subject, letter.value, headers=headers, stream=wire.where.dead_stream)
+    where = wire.where
+    await wire.publish_all(where.dead_subject, where.dead_stream, [_written(wire, letter) for letter in letters])
+
+
+def _written(wire: Wire, letter: DeadLetter) -> tuple[bytes, dict[str, str]]:
+    """With as much of its history as the server takes. Raises SettingsError where it does not even take the rest."""
+    most = wire.client.max_payload
+    headers = {
+        **{name: value for name, value in letter.headers.items() if not name.startswith("Nats-")},
+        ID_HEADER: value_of(letter.id),
+        ORIGIN_HEADER: letter.origin,
+        "Nats-Msg-Id": f"dead {letter.origin}",
+        "Nats-Expected-Stream": wire.where.dead_stream,
+        HISTORY_HEADER: "",
+    }
+    headers[HISTORY_HEADER] = about(letter, most - len(letter.value) - header_bytes(headers))
+    size = len(letter.value) + header_bytes(headers)
+    if size > most:
+        raise SettingsError(
+            f"source: {letter.origin} is to be a dead letter, which has {size} bytes with its headers; "
+            f"{wire.where.label} takes {most}: raise the server's max_payload"
+        )
+    return letter.value, headers

@@ -8,15 +8,13 @@ from importlib.util import find_spec
 
 from octoserve.connectors.queues.headers import value_of
 from octoserve.connectors.queues.nats_server import binary
-from octoserve.connectors.queues.nats_wire import REMEDY, REQUEST, Where, Wire
+from octoserve.connectors.queues.nats_wire import HEADERS, REMEDY, REQUEST, Where, Wire
 from octoserve.connectors.queues.protocol import ID_HEADER
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import OctoserveError, SettingsError, TooLarge, Unavailable
 
 _APART = 1.0
 """Seconds between two tries to connect; who comes in between is told at once."""
-_HEADERS = 4 << 10
-"""Bytes of a message that are left to its headers."""
 _LEAVING = 2.0
 """Seconds that the end waits for a try to connect."""
 
@@ -37,7 +35,7 @@ class NatsPublisher:
         """See `Publisher.check`."""
         if find_spec("nats") is None:
             raise SettingsError(f"async.source: {REMEDY}")
-        if self._where.sweeps:  # the embedded one
+        if self._where.ours:  # the embedded one
             binary()
 
     def prepare(self) -> None:
@@ -52,7 +50,7 @@ class NatsPublisher:
         wire = self._connected()
         if not wire.client.is_connected:
             raise Unavailable(f"{self._where.label} is away")
-        most = wire.client.max_payload - _HEADERS
+        most = wire.client.max_payload - HEADERS
         if len(value) > most:
             raise TooLarge(f"the request has {len(value)} bytes, {self._where.label} takes {most}")
         named = {**headers, ID_HEADER: value_of(id)}

@@ -6,14 +6,12 @@ that comes again within the stream's duplicate window (two minutes unless it was
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from octoserve.connectors.queues import columns
 from octoserve.connectors.queues.headers import value_of
-from octoserve.connectors.queues.nats_wire import WINDOW, Where, Wire
+from octoserve.connectors.queues.nats_wire import Where, Wire, header_bytes
 from octoserve.connectors.queues.protocol import ID_HEADER, Claim, Move, Results, SinkTraits, Stored, Unwritable
-from octoserve.core.errors import Unavailable
 from octoserve.core.signature import TensorSpec
 
 
@@ -52,27 +50,16 @@ class NatsSink:
         """See `QueueSink.store`."""
         wire = self._connected()
         bodies = columns.objects(results, self._names)
+        stream, most = self._where.stream, wire.client.max_payload
+        messages = []
         for id, body in zip(results.ids, bodies, strict=True):
-            if len(body) > wire.client.max_payload:
-                raise Unwritable(f"{self.label}: {id}: {len(body)} bytes, a message takes {wire.client.max_payload}")
-        repeated = 0
-        for start in range(0, len(bodies), WINDOW):
-            ids = results.ids[start : start + WINDOW]
-            repeated += wire.call(self._send(wire, ids, bodies[start : start + WINDOW]), 60)
-        return Stored(len(bodies) - repeated, repeated)
-
-    async def _send(self, wire: Wire, ids: Sequence[str], bodies: Sequence[bytes]) -> int:
-        """How many the server had already."""
-        subject = self._where.subject or self._where.stream
-        sent = []
-        for id, body in zip(ids, bodies, strict=True):
             headers = dict.fromkeys((ID_HEADER, "Nats-Msg-Id"), value_of(id))
-            sent.append(await wire.js.publish_async(subject, body, headers=headers, stream=self._where.stream))
-        try:
-            acks = await asyncio.wait_for(asyncio.gather(*sent), 30)
-        except TimeoutError:
-            raise Unavailable(f"{self.label} does not acknowledge") from None
-        return sum(bool(ack.duplicate) for ack in acks)
+            size = len(body) + header_bytes({**headers, "Nats-Expected-Stream": stream})
+            if size > most:
+                raise Unwritable(f"{self.label}: {id}: {size} bytes with its headers, a message takes {most}")
+            messages.append((body, headers))
+        repeated = wire.call(wire.publish_all(self._where.subject or stream, stream, messages), 300)
+        return Stored(len(bodies) - repeated, repeated)
 
     def close(self) -> None:
         """See `QueueSink.close`."""

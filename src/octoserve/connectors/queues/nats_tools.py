@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-
-import msgspec
+from collections.abc import Callable, Iterator, Sequence
 
 from octoserve.connectors.queues.headers import value_of
-from octoserve.connectors.queues.nats_wire import WINDOW, Where, Wire
-from octoserve.connectors.queues.protocol import HISTORY_HEADER, ID_HEADER, DeadLetter, Lag, Message
+from octoserve.connectors.queues.letters import letter_of
+from octoserve.connectors.queues.nats_wire import HEADERS, WINDOW, Where, Wire
+from octoserve.connectors.queues.protocol import ID_HEADER, DeadLetter, Lag, Message
 from octoserve.core.errors import InvalidInput, SettingsError
+
+_AT_ONCE = 200
+"""Dead letters that are sent again before they are removed."""
 
 
 class NatsTools:
@@ -26,11 +28,11 @@ class NatsTools:
         """See `QueueTools.send`."""
         count = 0
         window: list[bytes] = []
+        most = self._wire.client.max_payload - HEADERS  # so that it can become a dead letter
         for value in values:
-            if len(value) > self._wire.client.max_payload:
+            if len(value) > most:
                 raise InvalidInput(
-                    f"message {count + len(window) + 1}: {len(value)} bytes came, "
-                    f"{self._where.label} takes {self._wire.client.max_payload}"
+                    f"message {count + len(window) + 1}: {len(value)} bytes came, {self._where.label} takes {most}"
                 )
             window.append(value)
             if len(window) == WINDOW:
@@ -78,40 +80,27 @@ class NatsTools:
 
     async def _dead(self) -> list[DeadLetter]:
         letters: dict[str, DeadLetter] = {}
-        at = 1
-        while (found := await self._wire.stored(self._where.dead_stream, at)) is not None:
-            at = found.position.offset + 1
-            letter = _letter(found)
+        async for message in self._wire.everything(self._where.dead_stream, self._where.dead_subject):
+            letter = letter_of(message, str(message.position.offset))
             letters.setdefault(letter.origin, letter)
         return list(letters.values())
 
     def replay(self, letters: Sequence[DeadLetter]) -> int:
         """See `QueueTools.replay`."""
-        return self._wire.call(self._replay(letters), 300)
-
-    async def _replay(self, letters: Sequence[DeadLetter]) -> int:
-        subject = self._where.subject or self._where.stream
-        for letter in letters:
-            headers = {k: v for k, v in letter.headers.items() if not k.startswith("Nats-") and k != HISTORY_HEADER}
-            headers[ID_HEADER] = value_of(letter.id)
-            # Sent, then removed: a crash between sends it twice, under one message id.
-            await self._wire.js.publish(subject, letter.value, headers=headers, stream=self._where.stream)
-            await self._wire.js.delete_msg(self._where.dead_stream, int(letter.sequence))
+        for start in range(0, len(letters), _AT_ONCE):
+            self._wire.call(self._replay(letters[start : start + _AT_ONCE]), 120)
         return len(letters)
+
+    async def _replay(self, letters: Sequence[DeadLetter]) -> None:
+        where = self._where
+        messages = []
+        for letter in letters:
+            headers = {name: value for name, value in letter.headers.items() if not name.startswith("Nats-")}
+            messages.append((letter.value, {**headers, ID_HEADER: value_of(letter.id)}))
+        # Sent, then removed: a crash between sends them twice, under their message ids.
+        await self._wire.publish_all(where.subject or where.stream, where.stream, messages)
+        await asyncio.gather(*(self._wire.js.delete_msg(where.dead_stream, int(each.sequence)) for each in letters))
 
     def close(self) -> None:
         """See `QueueTools.close`."""
         self._wire.close()
-
-
-def _letter(message: Message) -> DeadLetter:
-    headers: Mapping[str, str] = message.headers
-    try:
-        about = msgspec.json.decode(headers.get(HISTORY_HEADER, ""), type=DeadLetter)
-    except msgspec.MsgspecError:  # somebody else laid it there
-        about = DeadLetter(
-            id=headers.get(ID_HEADER, message.name), source="", origin=message.name, attempts=0, history=(),
-            published=message.published, buried=message.published,
-        )  # fmt: skip
-    rest = {name: value for name, value in headers.items() if name != HISTORY_HEADER}
-    return msgspec.structs.replace(about, headers=rest, value=message.value, sequence=str(message.position.offset))

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,8 @@ from octoserve.core.errors import OctoserveError, SettingsError, Unavailable
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.js.api import PubAck
     from nats.js.client import JetStreamContext
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,14 @@ KEPT = 1000
 """Messages that are left of what is done, for people to look at."""
 WINDOW = 1000
 """Messages that are sent and not yet acknowledged."""
+_WINDOW_BYTES = 32 << 20
+"""And their bytes, about."""
+HEADERS = 4 << 10
+"""Bytes of the largest message that are left to its headers, where we decide."""
+_ACKNOWLEDGED = 30.0
+"""Seconds that a window may take to be acknowledged."""
+_AT_ONCE = 64
+"""Messages that are read at once, each of any size."""
 _MAX_ACK_PENDING = 50_000
 _NOT_FOUND = 10037
 
@@ -48,7 +58,9 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     url:     of the server, a function where it may change (the embedded one is started again)
     label:   for people
     subject: what is taken of the stream, and sent to; "" takes all of it
-    make:    whether the stream is made if it is missing
+    ours:    whether the stream is of the embedded broker: made if it is missing, and swept now and then, which removes
+             what every consumer has acknowledged, but for the last `KEPT`. A stream of retention `interest` would do so
+             at each acknowledgement, with a flush each
     ack_wait: seconds after which a message that nobody speaks for comes again
     """
 
@@ -57,10 +69,7 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     stream: str
     durable: str = "octoserve"
     subject: str = ""
-    make: bool = False
-    sweeps: bool = False
-    """Whether what every consumer has acknowledged is removed now and then, but for the last `KEPT`. A stream of
-    retention `interest` would do so at each acknowledgement, with a flush each."""
+    ours: bool = False
     ack_wait: float = 10.0
     leave: Callable[[], None] = lambda: None
 
@@ -92,8 +101,7 @@ def where_of(address: Address, state_dir: Path, ack_wait: float = 10.0) -> Where
             label=f"embedded:{stream}",
             stream=stream,
             durable=durable,
-            make=True,
-            sweeps=True,
+            ours=True,
             ack_wait=ack_wait,
         )
     return Where(
@@ -200,6 +208,44 @@ class Wire:
         self._thread.join(5)
         self.where.leave()
 
+    # --- messages --------------------------------------------------------------------------------------
+
+    async def publish_all(self, subject: str, stream: str, messages: Iterable[tuple[bytes, dict[str, str]]]) -> int:
+        """Values and headers, all acknowledged on return; how many the server had already. Raises Unavailable."""
+        repeated, size = 0, 0
+        waiting: list[asyncio.Future[PubAck]] = []
+        for value, headers in messages:
+            waiting.append(await self.js.publish_async(subject, value, headers=headers, stream=stream))
+            size += len(value)
+            if len(waiting) == WINDOW or size > _WINDOW_BYTES:
+                repeated += await self._acknowledged(waiting)
+                waiting, size = [], 0
+        return repeated + await self._acknowledged(waiting)
+
+    async def _acknowledged(self, waiting: Sequence[asyncio.Future[PubAck]]) -> int:
+        try:
+            acks = await asyncio.wait_for(asyncio.gather(*waiting), _ACKNOWLEDGED)
+        except TimeoutError:
+            raise Unavailable(f"{self.where.label} does not acknowledge") from None
+        return sum(bool(ack.duplicate) for ack in acks)
+
+    async def everything(self, stream: str, subject: str) -> AsyncIterator[Message]:
+        """What lies in a stream, the first first; through a consumer that is gone afterwards."""
+        from nats.js import api
+
+        if not (await self.js.stream_info(stream)).state.messages:
+            return
+        read_only = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE, inactive_threshold=REQUEST)
+        reader = await self.js.pull_subscribe(subject, stream=stream, config=read_only)
+        try:
+            left = 1
+            while left:
+                for msg in await reader.fetch(_AT_ONCE, timeout=REQUEST):
+                    left = msg.metadata.num_pending
+                    yield message_of(msg, stream)
+        finally:
+            await reader.unsubscribe()
+
     # --- streams and consumers -----------------------------------------------------------------------
 
     def ensure(self) -> None:
@@ -234,7 +280,7 @@ class Wire:
         where = self.where
         subject = where.subject or where.stream
         if not await self._has_stream(where.stream):
-            if not where.make and not where.subject:
+            if not where.ours and not where.subject:
                 raise SettingsError(
                     f"{setting}: {where.label} has no stream {where.stream!r}; make it, or say which subject it is to "
                     "hold: ?subject=..."
@@ -252,7 +298,7 @@ class Wire:
 
     def sweep(self) -> None:
         """Remove what is done, where that is ours to do. Raises Unavailable."""
-        if self.where.sweeps:
+        if self.where.ours:
             self.call(self._sweep())
 
     async def _sweep(self) -> None:
@@ -298,6 +344,27 @@ class Wire:
             headers=heard(_headers(raw.hdrs)),
             published=_seconds(raw.time),
         )
+
+
+def message_of(msg: Msg, stream: str) -> Message:
+    """A message that a consumer was given; its place and time are in the subject that it is acknowledged by."""
+    words = msg.reply.split(".")
+    delivered, sequence, _, stamp, _ = words[4:9] if len(words) == 9 else words[6:11]
+    return Message(
+        position=Position("", int(sequence)),
+        name=f"{stream}/{sequence}",
+        value=msg.data,
+        headers=heard(msg.headers),
+        published=int(stamp) / 1e9,
+        deliveries=int(delivered),
+        token=msg.reply,
+    )
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """What headers add to a message, which the server counts as its payload."""
+    lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    return len("NATS/1.0\r\n\r\n") + lines
 
 
 class _Raw(msgspec.Struct):

@@ -126,13 +126,11 @@ class SourceTraits(msgspec.Struct, frozen=True, kw_only=True):
 
     system:  `kafka`, `nats`: what a sink that commits a source's offsets goes by
     shape:   log: done is a prefix of each partition, and partitions move. acks: each message is done by itself
-    ordered: whether messages of one key come in the order they were sent, until one is retried
     ours_for: seconds that a message stays ours without a word from us, where that is limited
     """
 
     system: str
     shape: Literal["log", "acks"]
-    ordered: bool
     ours_for: float | None = None
 
 
