@@ -205,7 +205,7 @@ def _running(name: str, command: list[str], cores: set[int] | None) -> Iterator[
 
 
 def _watch(process: subprocess.Popen[bytes], database: Any, table: str, messages: Messages) -> Run:
-    """Until the last message of each partition has its row."""
+    """Until the last message of each partition has its row, and with it all."""
     most, ended = 0.0, threading.Event()
 
     def look() -> None:
@@ -221,6 +221,7 @@ def _watch(process: subprocess.Popen[bytes], database: Any, table: str, messages
         last = [f"m{number}" for number in range(messages.rows - _PARTITIONS, messages.rows)]
         there = f'select count(*) from "{table}" where message_id = any(%s)'
         _until(process, database, 120.0 + messages.rows / 100, there, _PARTITIONS, last)
+        _until(process, database, 10.0, f'select count(*) from "{table}"', messages.rows)
         seconds = time.perf_counter() - began
         used = processes.cpu_seconds(process.pid) - used
     finally:
