@@ -9,6 +9,7 @@ A classifier gives `label` and, where it has them, `probabilities`; what else pr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class SklearnRuntime:
 
 def _model(estimator: Any, file: str, settings: RuntimeSettings) -> LoadedModel:
     _limit(estimator, settings.threads)
+    # It would say so for every request. That the columns are those that it was trained with is checked by name, once.
+    warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
     methods = _methods(estimator, file)
     pools = needed("threadpoolctl", _EXTRA, file).ThreadpoolController()
 
