@@ -9,17 +9,26 @@ from octoserve.connectors.queues.address import Address
 from octoserve.connectors.queues.kafka import PARAMETERS
 from octoserve.connectors.queues.kafka_wire import Record, Sender, Wire, where_of
 from octoserve.connectors.queues.protocol import ID_HEADER, Unwritable
-from octoserve.core.errors import SettingsError, TooLarge, Unavailable
+from octoserve.core.clock import Clock, monotonic
+from octoserve.core.errors import OctoserveError, SettingsError, TooLarge, Unavailable
+
+_APART = 1.0
+"""Seconds after a failure in which nothing is tried: who waited meanwhile is told at once, and not one by one."""
+_LEAVING = 2.0
+"""Seconds that the end waits for a message that is on its way."""
 
 
 class KafkaPublisher:
     """See `Publisher`. Connects with the first message."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, clock: Clock = monotonic) -> None:
         """Raises SettingsError."""
         self._where = where_of(address, PARAMETERS)
+        self._clock = clock
         self._lock = threading.Lock()
         self._sender: Sender | None = None
+        self._failed: OctoserveError | None = None
+        self._failed_at = 0.0
 
     def check(self) -> None:
         """See `Publisher.check`."""
@@ -27,30 +36,37 @@ class KafkaPublisher:
 
     def prepare(self) -> None:
         """See `Publisher.prepare`."""
-        with self._lock:
-            self._connected()
+        self._send([])
 
     def publish(self, value: bytes, id: str, headers: Mapping[str, str]) -> None:
         """See `Publisher.publish`."""
-        record = Record(self._where.topic, value, id.encode(), {**headers, ID_HEADER: id})
         try:
-            with self._lock:
-                self._connected().send([record])
+            self._send([Record(self._where.topic, value, id.encode(), {**headers, ID_HEADER: id})])
         except Unwritable as error:
             raise TooLarge(f"the request has {len(value)} bytes: {error}") from None
-        except SettingsError as error:
-            raise Unavailable(str(error)) from None
 
-    def _connected(self) -> Sender:
-        if self._sender is None:
-            wire = Wire(self._where)
-            wire.partitions()
-            self._sender = Sender(wire)
-        return self._sender
+    def _send(self, records: list[Record]) -> None:
+        with self._lock:
+            if self._failed is not None and self._clock() < self._failed_at + _APART:
+                raise self._failed
+            self._failed = None
+            try:
+                if self._sender is None:
+                    wire = Wire(self._where)
+                    wire.partitions()
+                    self._sender = Sender(wire)
+                self._sender.send(records)
+            except (Unavailable, SettingsError) as error:
+                self._failed, self._failed_at = Unavailable(str(error)), self._clock()
+                raise self._failed from None
 
     def close(self) -> None:
         """See `Publisher.close`."""
-        with self._lock:
+        if not self._lock.acquire(timeout=_LEAVING):
+            return
+        try:
             if self._sender is not None:
                 self._sender.close()
                 self._sender = None
+        finally:
+            self._lock.release()

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _THREADS = 8
 """That wait for the broker and the store."""
+_LOOKUPS = 2
 _AWAY = 5
 """Seconds after which a client is asked to come back when either is away."""
 _POLL = 1
@@ -109,12 +110,14 @@ class AsyncDoor:
         self._counts = counts
         self._wall = wall
         self._threads = executor or ThreadPoolExecutor(_THREADS, "async")
+        self._lookups = executor or ThreadPoolExecutor(_LOOKUPS, "poll")  # not behind who waits for a broker
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads.submit(way.prepare)
 
     def close(self) -> None:
         """Once the last request has been answered."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._lookups):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._way.close()
 
     def find(self, head: Head, model: str, rest: list[str]) -> Route:
@@ -201,7 +204,7 @@ class AsyncDoor:
     async def _look(self, connection: Connection, model: str, id: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._threads, self._way.store.look, message_id(model, id))
+            found = await loop.run_in_executor(self._lookups, self._way.store.look, message_id(model, id))
         except (Unavailable, SettingsError) as error:
             log.warning("a poll was not answered: %s", error)
             raise Unavailable("answers cannot be looked up now; ask again") from None
