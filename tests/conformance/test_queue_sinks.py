@@ -126,6 +126,31 @@ def test_each_id_is_stored_once_and_the_first_result_stays(backend, sink):
     }
 
 
+def test_an_id_may_be_any_text(backend, sink):
+    ids = [
+        "plain",
+        'say "x"',
+        '"',
+        "back\\slash",
+        "\\",
+        "a,b",
+        "{c}",
+        "null",
+        "NULL",
+        "",
+        " ",
+        "tab\tline\n",
+        "it's",
+        "é€😀",
+        "%s",
+    ]
+    made = sink()
+    moves = [Move("a", made.claim(["a"], None)["a"].epoch)]
+    assert made.store(results(ids), moves).written == len(ids)
+    assert set(stored(backend)) == set(ids)
+    assert made.store(results(["m1"]), moves).written == 1, "and plain ones go on"
+
+
 def test_a_claim_raises_the_epoch_and_who_was_before_writes_nothing(backend, sink):
     old, new = sink(), sink()
     before = old.claim(["0", "1"], None)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from octoserve.connectors.queues.address import parse
-from octoserve.connectors.queues.kafka import PARAMETERS
+from octoserve.connectors.queues.kafka import PARAMETERS, kafka_source
 from octoserve.connectors.queues.kafka_wire import PRODUCER, Outbox, Record, Where, Wire, lane_of, topic_of, where_of
 from octoserve.core.errors import SettingsError
 
@@ -99,3 +99,34 @@ def test_what_people_say_goes_before_our_choice(monkeypatch: pytest.MonkeyPatch)
     told = wire.client("Producer", **PRODUCER)
     assert told["linger.ms"] == "77"
     assert (told["acks"], told["enable.idempotence"]) == ("all", True), "which nobody may say"
+
+
+class Raw:
+    """A message as the client has it."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = lambda: offset
+        self.error = self.headers = self.key = lambda: None
+        self.topic, self.partition = lambda: "orders", lambda: 0
+        self.timestamp, self.value = lambda: (1, 1000), lambda: b"{}"
+
+
+class Consumer:
+    """A client that has as many as are asked for."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def consume(self, count: int, timeout: float) -> list[Raw]:
+        self.given += count
+        return [Raw(offset) for offset in range(self.given - count, self.given)]
+
+
+def test_a_poll_takes_as_many_as_are_wanted_and_leaves_none_over():
+    source = kafka_source(parse("kafka://h/orders", "source"), 3, 10.0, 30.0, Outbox())
+    source._consumer, source._ours = Consumer(), {"orders/0"}
+    assert [len(source.poll(64, 1 << 20, 0.5)) for _ in range(4)] == [64] * 4
+    assert len(source.poll(1, 1 << 20, 0.5)) == 1
+    assert len(source.poll(10, 7, 0.5)) == 3, "no more bytes than are wanted"
+    assert len(source.poll(10, 1 << 20, 0.5)) == 10
+    assert source._consumer.given == 64 * 4 + 1 + 10 + 3
