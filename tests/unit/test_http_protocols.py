@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from openapi_spec_validator import validate
 
 from octoserve.core.errors import Internal
 from octoserve.core.signature import Signature, TensorSpec
@@ -326,6 +327,36 @@ def test_predict_one_row_and_many(house: House) -> None:
     assert house.post("/models/sum/predict", [[1, 2]]) == [{"y": 3.0}]
     assert house.post("/models/m/versions/stable/predict", {"x": ["NaN", 2]}) == {"y": ["NaN", 5.0], "row_sum": "NaN"}
     assert "field 'country' is missing" in house.error(400, "POST", "/models/scores/predict", {"age": 1})["error"]
+
+
+def test_the_document_says_what_is_open(house: House) -> None:
+    said = json.loads(house.ask("GET", "/openapi.json").body)
+    assert {"/v2/models/{model}/infer", "/v1/models/{model}:predict", "/invocations", "/predict"} <= said[
+        "paths"
+    ].keys()
+    few = json.loads(House(doors=("openapi",)).ask("GET", "/openapi.json").body)
+    assert few["paths"].keys() == {path for path in said["paths"] if path.startswith("/v2")}
+    validate(said)
+    page = house.ask("GET", "/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert b"http" not in page.body.split(b"<script>")[1]  # it loads nothing from elsewhere
+
+
+def test_every_body_to_begin_with_is_answered() -> None:
+    house = House(default_model="sum")
+    said = json.loads(house.ask("GET", "/openapi.json").body)
+    refused = []
+    for path, methods in said["paths"].items():
+        examples = methods.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
+        for model, example in examples.get("examples", {}).items():
+            if "{model}" in path or model == "sum":
+                got = house.ask("POST", path.replace("{model}", model), example["value"])
+                if got.status != 200:
+                    refused.append((path, model, got.status))
+        for answer in [house.ask("GET", path.replace("{model}", "sum"))] if "get" in methods else []:
+            assert answer.status == 200, path
+    verbs = {path.rpartition(":")[2] for path, _, _ in refused}
+    assert verbs <= {"classify", "regress"}, refused  # which not every model can
 
 
 def test_deadlines_and_codings_are_everywhere(house: House) -> None:

@@ -58,8 +58,9 @@ SECRETS = ("admin_token", "rollout_store")
 SECTIONS = ("models", "slo", "rollout", "batch", "queue", "asynchronous")
 """Fields that have no one-line form: neither flags nor variables."""
 
-Door = Literal["v1", "mlflow", "predict"]
-"""v1: KServe V1 and TensorFlow Serving; mlflow: its scoring server, SageMaker's contract; predict: plain JSON rows."""
+Door = Literal["v1", "mlflow", "predict", "openapi"]
+"""v1: KServe V1 and TensorFlow Serving; mlflow: its scoring server, SageMaker's contract; predict: plain JSON rows;
+openapi: the document of all of them, and a page."""
 
 
 def _split(value: Any) -> Any:
@@ -173,7 +174,7 @@ class ServeSettings(Section):
     max_batch_bytes: Size = 16 << 20
     """Bytes of inputs that one run may merge."""
     doors: Annotated[list[Door], BeforeValidator(_doors)] = Field(default_factory=lambda: list(get_args(Door)))
-    """Protocols on the HTTP port beside the Open Inference Protocol: v1, mlflow, predict; unset: all, v2: none."""
+    """On the HTTP port beside the Open Inference Protocol: v1, mlflow, predict, openapi; unset: all, v2: none."""
     default_model: str | None = None
     """The model of paths that name none, /predict and /invocations; unset: the only model there is."""
     repository_api: bool | None = None

@@ -54,7 +54,7 @@ class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):
         return self.source.replace("{model}", model)
 
 
-DOORS = ("v1", "mlflow", "predict")
+DOORS = ("v1", "mlflow", "predict", "openapi")
 """The HTTP doors beside the Open Inference Protocol's, all of them."""
 
 

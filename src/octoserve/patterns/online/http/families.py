@@ -19,9 +19,9 @@ class Families:
     """The other doors of one worker, those of `doors` among them; see `ServeSettings.doors`."""
 
     def __init__(self, service: Service, inflater: Inflater, doors: Collection[str]) -> None:
-        self._service = service
+        self.service = service
         self._inflater = inflater
-        self._doors = frozenset(doors)
+        self.doors = frozenset(doors)
         self._bodies: BodyDoor | None = None
         self._opened: dict[str, Family] = {}
 
@@ -31,43 +31,52 @@ class Families:
         if found is None:
             raise NotFound(f"no such path: {head.path}; the Open Inference Protocol starts at /v2")
         door, opening = found
-        if door not in self._doors:
+        if door not in self.doors:
             raise NotFound(f"no such path: {head.path}; its door, {door}, is switched off (`doors` in the spec)")
         family = self._opened.get(door)
         if family is None:
-            family = self._opened[door] = opening(self._body_door())
+            family = self._opened[door] = opening(self)
         return family.find(head, parts)
 
-    def _body_door(self) -> BodyDoor:
+    def bodies(self) -> BodyDoor:
+        """What the families share."""
         if self._bodies is None:
             from octoserve.patterns.online.http.body_door import BodyDoor
 
-            self._bodies = BodyDoor(self._service, self._inflater)
+            self._bodies = BodyDoor(self.service, self._inflater)
         return self._bodies
 
 
-def _v1(bodies: BodyDoor) -> Family:
+def _v1(families: Families) -> Family:
     from octoserve.patterns.online.http.v1_door import V1Door
 
-    return V1Door(bodies)
+    return V1Door(families.bodies())
 
 
-def _predict(bodies: BodyDoor) -> Family:
+def _predict(families: Families) -> Family:
     from octoserve.patterns.online.http.predict_door import PredictDoor
 
-    return PredictDoor(bodies)
+    return PredictDoor(families.bodies())
 
 
-def _mlflow(bodies: BodyDoor) -> Family:
+def _mlflow(families: Families) -> Family:
     from octoserve.patterns.online.http.mlflow_door import MlflowDoor
 
-    return MlflowDoor(bodies)
+    return MlflowDoor(families.bodies())
 
 
-_FIRST: dict[str, tuple[str, Callable[[BodyDoor], Family]]] = {
+def _openapi(families: Families) -> Family:
+    from octoserve.patterns.online.http.openapi_door import OpenApiDoor
+
+    return OpenApiDoor(families.service, families.doors)
+
+
+_FIRST: dict[str, tuple[str, Callable[[Families], Family]]] = {
     "": ("v1", _v1),
     "v1": ("v1", _v1),
     **dict.fromkeys(("invocations", "ping", "health", "version", "execution-parameters"), ("mlflow", _mlflow)),
     "predict": ("predict", _predict),
     "models": ("predict", _predict),
+    "openapi.json": ("openapi", _openapi),
+    "docs": ("openapi", _openapi),
 }

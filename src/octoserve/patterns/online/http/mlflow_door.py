@@ -119,7 +119,7 @@ class MlflowDoor:
             return _refused, error
 
     def _ping(self, connection: Connection, _: bytes) -> None:
-        connection.respond(200 if self._service.ready() else 503, b"\n")
+        connection.respond(200 if self._service.ready() else 503, b"\n", "content-type: text/plain")
 
     def _version(self, connection: Connection, _: bytes) -> None:
         connection.respond(200, __version__.encode(), "content-type: text/plain")

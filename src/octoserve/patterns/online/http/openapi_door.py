@@ -1,0 +1,50 @@
+"""`/openapi.json`, one document for all doors, and `/docs`, a page to try requests from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib.resources import files
+
+import msgspec
+
+from octoserve.core.errors import NotFound
+from octoserve.core.signature import Signature
+from octoserve.patterns.online.http.connection import Connection
+from octoserve.patterns.online.http.head import Head
+from octoserve.patterns.online.http.openapi import document
+from octoserve.patterns.online.http.routes import Route, get, method
+from octoserve.patterns.online.service import Service
+
+_PAGE_HEADERS = (
+    "content-type: text/html; charset=utf-8\r\n"
+    "content-security-policy: default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; frame-ancestors 'none'\r\n"
+    "x-content-type-options: nosniff"
+)
+
+
+class OpenApiDoor:
+    """See the module."""
+
+    def __init__(self, service: Service, doors: Collection[str]) -> None:
+        self._service = service
+        self._doors = doors
+
+    def find(self, head: Head, parts: list[str]) -> Route:
+        """See `Family`."""
+        match parts:
+            case ["openapi.json"]:
+                return get(head, lambda _: self._document())
+            case ["docs"]:
+                return method(head, "GET"), self._page
+        raise NotFound(f"no such path: {head.path}")
+
+    def _document(self) -> bytes:
+        return msgspec.json.encode(document(self._doors, self._service.models(), self._signature))
+
+    def _signature(self, model: str) -> Signature:
+        return self._service.dataplane.bind(model).handle.signature
+
+    def _page(self, connection: Connection, _: bytes) -> None:
+        page = files("octoserve.patterns.online.http").joinpath("openapi.html").read_bytes()
+        connection.respond(200, page, _PAGE_HEADERS)
