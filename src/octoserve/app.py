@@ -69,7 +69,13 @@ def runtimes(trust: Sequence[str] | None = None) -> dict[str, Runtime]:
 
 def formats() -> Formats:
     """What versions are made of here."""
-    from octoserve.repository.layout import Formats
+    from importlib import metadata
+
+    from octoserve.core.names import RUNTIMES
+    from octoserve.repository.layout import OURS, Formats
+
+    if not metadata.entry_points(group=RUNTIMES):
+        return OURS
     from octoserve.runtimes.protocol import artifacts_of
 
     known = runtimes()

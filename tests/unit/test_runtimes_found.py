@@ -9,9 +9,9 @@ import pytest
 
 from octoserve import app
 from octoserve.core.errors import BrokenVersion
-from octoserve.repository.layout import ARTIFACTS
+from octoserve.repository.layout import ARTIFACTS, OURS
 from octoserve.runtimes.found import found, library_of
-from octoserve.runtimes.protocol import RuntimeSettings
+from octoserve.runtimes.protocol import RuntimeSettings, artifacts_of
 
 MODULE = """
 class Fish:
@@ -96,8 +96,15 @@ def test_every_file_belongs_to_one_runtime() -> None:
     known = app.runtimes()
     files = [file for runtime in known.values() for file in runtime.artifacts]
     assert len(set(files)) == len(files)
-    assert ARTIFACTS.items() <= app.formats().artifacts.items()
-    assert set(app.formats().named) == set(known)
+    assert ARTIFACTS.items() <= OURS.artifacts.items()
+    assert artifacts_of(known.values()) == OURS.artifacts
+    assert set(OURS.named) == {runtime.name for runtime in known.values() if not runtime.artifacts}
+
+
+@pytest.mark.usefixtures("fishes")
+def test_what_is_looked_for_is_what_can_be_loaded() -> None:
+    assert app.formats().artifacts == artifacts_of(app.runtimes().values())
+    assert set(app.formats().named) == set(app.runtimes())
 
 
 def test_trust_comes_from_the_environment_where_nobody_says_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

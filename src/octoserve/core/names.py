@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 
 MAX_LENGTH = 200
+RUNTIMES = "octoserve.runtimes"
+"""The entry point group by which other packages bring runtimes."""
 
 
 def model_name_problem(name: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from octoserve.core.errors import OctoserveError
-from octoserve.core.signature import TensorSpec
+
+if TYPE_CHECKING:  # the supervisor looks at repositories, and has no need of numpy
+    from octoserve.core.signature import TensorSpec
 
 MODEL_YAML = "model.yaml"
 ARTIFACTS = {"model.onnx": "onnx"}
@@ -27,6 +29,20 @@ class Formats(msgspec.Struct, frozen=True):
 
     artifacts: Mapping[str, str]
     named: tuple[str, ...] = ()
+
+
+OURS = Formats(
+    {
+        **ARTIFACTS,
+        "model.ubj": "xgboost",
+        "model.json": "xgboost",
+        "model.txt": "lightgbm",
+        "model.skops": "sklearn",
+        "model.py": "python",
+    },
+    ("remote", "ensemble"),
+)
+"""What our own runtimes load, said here too so that who only looks need not import them."""
 
 
 class Labels(msgspec.Struct, frozen=True):

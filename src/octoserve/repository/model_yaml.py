@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from octoserve.core.datatypes import DATATYPES
-from octoserve.core.signature import TensorSpec
 from octoserve.repository.layout import Labels, ModelSettings, Refused
+
+if TYPE_CHECKING:
+    from octoserve.core.signature import TensorSpec
 
 MAX_BYTES = 1 << 20
 _FIELDS = (
@@ -130,6 +131,9 @@ def _tensors(data: dict[str, Any], key: str, where: str) -> tuple[TensorSpec, ..
 
 
 def _tensor(item: Any, where: str) -> TensorSpec:
+    from octoserve.core.datatypes import DATATYPES
+    from octoserve.core.signature import TensorSpec
+
     _mapping(item, _TENSOR, where)
     name, datatype, shape = item.get("name"), item.get("datatype"), item.get("shape", [-1])
     if not isinstance(name, str) or not name:

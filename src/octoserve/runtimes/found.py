@@ -14,13 +14,11 @@ from importlib import metadata
 from pathlib import Path
 
 from octoserve.core.errors import BrokenVersion
+from octoserve.core.names import RUNTIMES
 from octoserve.runtimes.library import first_line
 from octoserve.runtimes.protocol import LoadedModel, Runtime, RuntimeSettings
 
 log = logging.getLogger(__name__)
-
-GROUP = "octoserve.runtimes"
-
 
 def found(taken: Collection[str]) -> dict[str, Runtime]:
     """By name. One that cannot be imported stays known, and says why when a version wants it.
@@ -28,7 +26,7 @@ def found(taken: Collection[str]) -> dict[str, Runtime]:
     taken: names that are ours; a package that brings one of these again is left out, and said so in the log
     """
     runtimes: dict[str, Runtime] = {}
-    for point in metadata.entry_points(group=GROUP):
+    for point in metadata.entry_points(group=RUNTIMES):
         if point.name in taken or point.name in runtimes:
             log.warning("runtime %r of %s is left out: there is one of this name", point.name, point.value)
             continue
