@@ -43,6 +43,7 @@ class Supervisor:
             Family("octoserve_queue_messages_total", "counter", "", ("model", "outcome"), (), (counted,)),
             Family("octoserve_queue_lag", "gauge", "", ("partition",), (), (Sample(("",), 5.0),)),
             Family("octoserve_requests_total", "counter", "", ("door",), (), (Sample(("internal",), 9.0),)),
+            Family("octoserve_queue_seconds", "counter", "", ("door",), (), (Sample(("internal",), 9.0),)),
         ]
 
 

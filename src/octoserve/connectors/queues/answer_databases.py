@@ -14,6 +14,7 @@ from octoserve.connectors.queues.answers import ANSWER, Run, SqlAnswers
 from octoserve.connectors.queues.postgres import SESSION, Database, PostgresSink
 from octoserve.connectors.queues.sqlite import SqliteSink
 from octoserve.core.errors import SettingsError, Unavailable
+from octoserve.core.sqlite import use_wal
 
 _BUSY = 10.0
 """Seconds that another writer is waited for."""
@@ -56,8 +57,7 @@ class _Sqlite:
             if self._db is None:
                 # By one thread at a time: the store has a lock.
                 self._db = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
-                self._db.execute("pragma journal_mode = wal")
-                self._db.execute("pragma synchronous = full")
+                use_wal(self._db)
             db = self._db
             writes = False
 

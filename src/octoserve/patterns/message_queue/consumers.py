@@ -143,7 +143,11 @@ class Consumers:
             for model, group in list(self._groups.items())
             for family in group.supervisor.families()
         ]
-        return [family for family in merge([*self._past, *living]) if family.name.startswith("octoserve_queue_")]
+        return [family for family in merge([*self._past, *living]) if _is_queues(family.name)]
+
+
+def _is_queues(name: str) -> bool:
+    return name.startswith("octoserve_queue_") and name != "octoserve_queue_seconds"  # which is a data plane's
 
 
 def _of_model(family: Family, model: str) -> Family:
