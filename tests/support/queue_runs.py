@@ -26,12 +26,15 @@ import numpy as np
 from octoserve.core.errors import InvalidInput
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Array
+from octoserve.patterns.message_queue.following import Follower
 from octoserve.patterns.message_queue.settings import QueueSettings, WorkerConfig
 from octoserve.patterns.message_queue.supervisor import Figures, Supervisor
 from octoserve.runtimes.protocol import LoadedModel, RuntimeSettings
 
 RAISES, HANGS, KILLS, REFUSED = 1e6, 2e6, 3e6, 4e6
 """Values of `x` that do that. Of the last one the model says that it can never be scored."""
+CALM = "calm"
+"""A file in versions to which no value does anything."""
 BEFORE, AFTER, STOPS = "before", "after", "stops"
 
 STEPS = {
@@ -57,15 +60,16 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class TrickyModel:
-    """x FP32[-1] -> y = 2x + 1, FP32[-1]."""
+    """x FP32[-1] -> y = 2x + 1, FP32[-1]. calm: no value of x does anything else."""
 
-    platform = "tricky"
+    platform, lanes = "tricky", 0
 
-    def __init__(self) -> None:
+    def __init__(self, calm: bool = False) -> None:
+        self._calm = calm
         self.signature = Signature([TensorSpec("x", "FP32", (-1,))], [TensorSpec("y", "FP32", (-1,))], batchable=True)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        values = set(inputs[0].tolist())
+        values = set() if self._calm else set(inputs[0].tolist())
         if KILLS in values:
             os.kill(os.getpid(), signal.SIGKILL)
         if HANGS in values:
@@ -84,17 +88,20 @@ class TrickyRuntime:
     """Versions that hold `model.tricky`."""
 
     name = "tricky"
-    artifact = "model.tricky"
+    artifacts = ("model.tricky",)
+    distributions: tuple[str, ...] = ()
 
     def load(self, folder: Path, settings: RuntimeSettings) -> LoadedModel:
-        return TrickyModel()
+        return TrickyModel(calm=(folder / CALM).exists())
 
 
-def put_tricky(repository: Path) -> Path:
+def put_tricky(repository: Path, version: int = 1, calm: bool = False) -> Path:
     """A repository with model `tricky`."""
-    folder = repository / "tricky" / "1"
+    folder = repository / "tricky" / str(version)
     folder.mkdir(parents=True)
     (folder / "model.tricky").write_text("")
+    if calm:
+        (folder / CALM).write_text("")
     return repository
 
 
@@ -118,9 +125,11 @@ def run(settings: QueueSettings, trouble: Trouble | None = None, workers: int = 
     return supervisor.run(), supervisor
 
 
-def of(settings: QueueSettings, trouble: Trouble | None = None, workers: int = 1) -> Supervisor:
+def of(
+    settings: QueueSettings, trouble: Trouble | None = None, workers: int = 1, follower: Follower | None = None
+) -> Supervisor:
     """One that has not begun."""
-    return Supervisor(settings, workers, spawner(trouble), log_level="warning")
+    return Supervisor(settings, workers, spawner(trouble), log_level="warning", follower=follower)
 
 
 _forks = multiprocessing.get_context("forkserver")
@@ -171,7 +180,7 @@ def _child(told: bytes, link: socket.socket, trouble: Trouble | None) -> None:
     from octoserve.patterns.message_queue.worker import run_worker
     from octoserve.telemetry.logs import set_up
 
-    app.runtimes = lambda: {"tricky": TrickyRuntime()}  # type: ignore[dict-item]
+    app.runtimes = lambda trust=(): {"tricky": TrickyRuntime()}  # type: ignore[dict-item]
     if trouble is not None:
         _arm(trouble)
     config = msgspec.json.decode(told, type=WorkerConfig)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from octoserve.connectors.queues.protocol import Message
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octoserve.codecs.json_rows import JsonRows
+from octoserve.connectors.queues.protocol import Message, Position
+from octoserve.dataplane.table import ScoredTable
 from octoserve.patterns.message_queue.cutovers import KEPT, Cutovers, cutovers
-from support.queues import Ticking, message
+from octoserve.patterns.message_queue.ledger import SqliteLedger
+from octoserve.patterns.message_queue.loop import Limits, Loop, Work
+from octoserve.patterns.message_queue.outcome import Policy
+from octoserve.patterns.message_queue.scoring import Scored, score
+from octoserve.patterns.message_queue.statistics import Statistics
+from octoserve.telemetry.metrics import Registry
+from support.queue_versions import SIGNATURE
+from support.queues import MemorySink, MemorySource, Ticking, message
 
 
 def batch(start: int, stop: int, partition: str = "", deliveries: int = 1) -> list[Message]:
@@ -57,3 +74,78 @@ def test_only_the_newest_are_kept(tmp_path: Path):
 
 def test_nothing_was_noted(tmp_path: Path):
     assert cutovers(tmp_path, "q") == []
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class One:
+    """A version that only says which it is."""
+
+    name = "m"
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def score(self, columns: Any, keys: Any = None) -> ScoredTable:
+        x = columns[0].array()
+        return ScoredTable({"y": x}, np.full(len(x), self.version))
+
+
+@given(
+    counts=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    rows=st.integers(2, 9),
+    swaps=st.sets(st.integers(1, 8), max_size=3),
+    kill=st.integers(1, 8),
+)
+def test_of_a_log_every_message_was_scored_as_its_position_says(
+    counts: tuple[int, int], rows: int, swaps: set[int], kill: int, tmp_path_factory: pytest.TempPathFactory
+):
+    """Whenever the route changes, and whenever the process dies between a run and its results.
+
+    What was running when it died is the trusted version's, here 1.
+    """
+    folder = tmp_path_factory.mktemp("cut")
+    each_of = zip("01", counts, strict=True)
+    given_ = [message(i, id=f"{p}-{i}", partition=p) for p, count in each_of for i in range(count)]
+    sink, route, step, life = MemorySink(), 1, 0, 0
+    suspects: set[Position] = set()
+
+    def score_by(messages: Sequence[Message], tried: bool) -> Scored:
+        if tried:
+            suspects.update(m.position for m in messages)
+        found = score(One(1 if tried else route), JsonRows(SIGNATURE).decode, SIGNATURE.outputs, messages, nullcontext)
+        if step == kill and life == 0:
+            raise Killed
+        return found
+
+    def turn() -> None:
+        nonlocal step, route
+        step += 1
+        if step in swaps:
+            route = 3 - route
+
+    for life in range(2):
+        noting = Cutovers(folder, "q")
+        done = {partition: claim.offset or 0 for partition, claim in sink.lanes.items()}
+        source = MemorySource([m for m in given_ if m.position.offset >= done.get(m.position.partition, 0)], "log")
+        work = Work(One(1), JsonRows(SIGNATURE).decode, SIGNATURE.outputs, Policy(3, 1.0), score_by=score_by)
+        loop = Loop(
+            source, sink, SqliteLedger(folder, "q", f"o/{life}/x"), work, Limits(rows, 1 << 20, 1.0, None),
+            Statistics(Registry(), "m", Ticking()), lane="l", turn=turn,
+            note=lambda messages, noting=noting: noting.note(messages, f"version {route}"), clock=Ticking(),
+        )  # fmt: skip
+        source.open(loop)
+        try:
+            while source.arrived:
+                loop.step()
+            break
+        except Killed:
+            continue
+    assert len(sink.rows) == sum(counts), "each once"
+    went = cutovers(folder, "q")
+    for each in given_:
+        version, _ = sink.rows[f"{each.position.partition}-{each.position.offset}"]
+        of = [cut for cut in went if cut.partition == each.position.partition and cut.offset <= each.position.offset]
+        assert version == (1 if each.position in suspects else int(of[-1].by[-1]))

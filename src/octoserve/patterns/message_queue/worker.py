@@ -7,6 +7,7 @@ in native code and never comes back to Python.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -16,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -84,18 +85,24 @@ class Link:
                 self.hear(read(told))
         stop.set()
 
-    def tell(self, report: Report) -> None:
-        """One that does not fit is left out: the next one says as much."""
-        with contextlib.suppress(OSError):
+    def tell(self, report: Report) -> bool:
+        """One that does not fit is left out: the next one says as much. Whether it could ever fit."""
+        try:
             self._end.send(self._send(report), socket.MSG_DONTWAIT)
+        except OSError as error:
+            return error.errno != errno.EMSGSIZE
+        return True
 
     def beat(self, registry: Registry, now: bool) -> None:
         """The figures, once a second or now."""
         at = time.monotonic()
         if now or at - self._told >= _BEAT:
             self._told = at
+            self.tell(Report(snapshot=registry.snapshot(), ready=True))
             followed = self.followed(self._running) if self.followed is not None else None
-            self.tell(Report(snapshot=registry.snapshot(), ready=True, followed=followed))
+            if followed is not None and not self.tell(Report(followed=followed)):
+                log.error("what was seen is too much to tell, by too many segments: it is left out")
+                self.tell(Report(followed=msgspec.structs.replace(followed, seen=())))
 
     def runs(self, role: str) -> None:
         """A run of this arm begins; "" when it is over."""
@@ -145,7 +152,7 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
     with ThreadPoolExecutor(1, "run") as executor:
         crew = None
         if settings.payload != REQUESTS:
-            crew = Crew(settings, kinds.runtimes, registry, executor, config.route)
+            crew = _crew(settings, kinds, registry, executor, config.route)
         source, sink = opening.source(kinds, settings), opening.sink(kinds, settings)
         owner = f"{owner_of(os.getpid())}/{uuid.uuid4().hex[:8]}"
         ledger = opening.ledger(kinds, settings, source.name, owner, config.ends)
@@ -172,6 +179,15 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
             link.tell(Report(snapshot=registry.snapshot()))
             ledger.close()
             cutovers.close()
+
+
+def _crew(settings: QueueSettings, kinds: Kinds, registry: Registry, executor: Executor, route: Route | None) -> Crew:
+    try:
+        return Crew(settings, kinds.runtimes, registry, executor, route)
+    except NotFound as error:
+        if route is None:
+            raise
+        raise Unavailable(f"{error}; the service answers with it") from None  # nobody asked wrongly: it may come
 
 
 def make_loop(
