@@ -133,3 +133,23 @@ def test_the_token_is_not_shown():
 )
 def test_clients_may_load_by_default_only_from_this_machine(host, given, may):
     assert load({"host": host, "repository_api": given}).clients_may_load() is may
+
+
+@pytest.mark.parametrize(
+    ("given", "doors"),
+    [
+        (None, ["v1", "mlflow", "predict", "openapi"]),
+        ("v1, predict", ["v1", "predict"]),
+        (["mlflow"], ["mlflow"]),
+        ("v2", []),
+        ("", []),
+        ("v2,v1", ["v1"]),
+    ],
+)
+def test_doors_may_be_left_out(given: object, doors: list[str]) -> None:
+    assert load({"repository": "models", "doors": given}).doors == doors
+
+
+def test_an_unknown_door_is_said() -> None:
+    with pytest.raises(SettingsError, match=r"--doors.*'v1', 'mlflow', 'predict' or 'openapi'"):
+        load({"repository": "models", "doors": "tensorflow"})
