@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from octoserve.spec import BatchSection
 
 Text = str | None
+_EXTRAS = ("sklearn", "xgboost", "lightgbm")
+"""Runtimes that have an extra of their name."""
 _HERE = {"engine", "model", "version", "workers", "state_dir", "metrics_port", "spark_master", "spark_remote"}
 """Fields that say where a job runs, or that are said of the model's archive."""
 _PINNED = ("pyarrow", "onnxruntime", "numpy", "msgspec", "obstore", "pandas")
@@ -48,7 +50,7 @@ def emr(
 
     flags = {"model": model, "version": version, "source": source, "sink": sink, "keys": keys, "columns": columns}
     section, folder = _section(flags, repository, spec)
-    models, size = _models(section, folder)
+    models, size, pins = _models(section, folder)
     job = EmrJob(
         name=name or f"octoserve-{section.model}",
         arguments=_arguments(section, models),
@@ -63,7 +65,7 @@ def emr(
         subnet=subnet,
     )
     check(job, section.source, str(section.sink))
-    for path in render(job, folder, models, _pins(), out):
+    for path in render(job, folder, models, pins, out):
         print(path)
     print(f"next: {out / 'README.md'}")
 
@@ -76,8 +78,8 @@ def _section(flags: dict[str, Any], repository: str | None, spec: str | None) ->
     return wanted.section, Path(wish.repository)
 
 
-def _models(section: BatchSection, repository: Path) -> tuple[list[str], int]:
-    """The version's folder in the repository, and its bytes."""
+def _models(section: BatchSection, repository: Path) -> tuple[list[str], int, dict[str, str]]:
+    """The version's folder in the repository, its bytes, and the packages that it runs on."""
     from octoserve.app import batch_tools
     from octoserve.patterns.batch.model import Version
 
@@ -86,9 +88,10 @@ def _models(section: BatchSection, repository: Path) -> tuple[list[str], int]:
     if section.shadow is not None or isinstance(section.version, str):
         raise SettingsError("version: a number wanted, and no shadow; there is no service to ask for its route there")
     tools = batch_tools()
-    version = Version(repository, section.model, section.version, tools.runtimes, tools.libraries).identity
-    folder = f"{version.name}/{version.version}"
-    return [folder], sum(path.stat().st_size for path in (repository / folder).rglob("*") if path.is_file())
+    found = Version(repository, section.model, section.version, tools.runtimes, tools.libraries)
+    folder = f"{found.identity.name}/{found.identity.version}"
+    size = sum(path.stat().st_size for path in (repository / folder).rglob("*") if path.is_file())
+    return [folder], size, _pins(found.runtime, found.library)
 
 
 def _arguments(section: BatchSection, models: list[str]) -> tuple[str, ...]:
@@ -106,11 +109,12 @@ def _arguments(section: BatchSection, models: list[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _pins() -> dict[str, str]:
+def _pins(runtime: str, library: str) -> dict[str, str]:
     from octoserve import __version__
 
-    pins = {"octoserve[batch,s3]": __version__}
-    for name in _PINNED:
+    extra = f",{runtime}" if runtime in _EXTRAS else ""
+    pins = {f"octoserve[batch,s3{extra}]": __version__}
+    for name in (*_PINNED, library.partition(" ")[0]):
         try:
             pins[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

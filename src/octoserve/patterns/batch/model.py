@@ -36,7 +36,7 @@ class Version:
         self.library = libraries.get(found.runtime, found.runtime)
         self._folder = Path(found.path)
         self._runtimes = runtimes
-        self._runtime = found.runtime
+        self.runtime = found.runtime
         self._stamp = before
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Version:
 
     def load(self) -> LoadedModel:
         """On one thread: a model a core beats one on all of them. Raises BrokenVersion, SettingsError."""
-        loaded = load(self._runtimes, self._runtime, self._folder, 1, self.settings.batching)
+        loaded = load(self._runtimes, self.runtime, self._folder, 1, self.settings.batching)
         self.check()
         return loaded
 
