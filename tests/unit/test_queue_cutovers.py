@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octoserve.cli.queue_screen import print_lag
 from octoserve.codecs.json_rows import JsonRows
-from octoserve.connectors.queues.protocol import Message, Position
+from octoserve.connectors.queues.protocol import Lag, Message, Position
 from octoserve.dataplane.table import ScoredTable
-from octoserve.patterns.message_queue.cutovers import KEPT, Cutovers, cutovers
+from octoserve.patterns.message_queue.cutovers import KEPT, Cutover, Cutovers, cutovers
 from octoserve.patterns.message_queue.ledger import SqliteLedger
 from octoserve.patterns.message_queue.loop import Limits, Loop, Work
 from octoserve.patterns.message_queue.outcome import Policy
@@ -149,3 +150,9 @@ def test_of_a_log_every_message_was_scored_as_its_position_says(
         version, _ = sink.rows[f"{each.position.partition}-{each.position.offset}"]
         of = [cut for cut in went if cut.partition == each.position.partition and cut.offset <= each.position.offset]
         assert version == (1 if each.position in suspects else int(of[-1].by[-1]))
+
+
+def test_people_are_told_from_where_on_who_scores(capsys: pytest.CaptureFixture[str]):
+    went = [Cutover(partition="0", offset=41, by="version 2", at=0.0), Cutover(partition="1", offset=7, by="x", at=0.0)]
+    print_lag([Lag(partition="0", behind=3)], went, as_json=False)
+    assert capsys.readouterr().out.startswith("0: 3 behind, 0 in hand\n  0: scored by version 2 from 41 on, since ")

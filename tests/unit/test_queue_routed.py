@@ -181,3 +181,15 @@ def test_parts_put_together_are_what_was_parted(parts: list[tuple[int, str]]):
     assert found.versions.tolist() == whole.versions.tolist()
     if whole.good:
         assert found.columns[0].tolist() == whole.columns[0].tolist()
+
+
+def test_evidence_is_counted_apart_by_segment():
+    bench = Bench(canary(5000, segments=("column:country",)))
+    numbers = mine(bench.plan, 2, 60)
+    bench.models[2].poison = {float(numbers[0]): RuntimeError("no luck")}
+    bench.score([message(i, body(i, country="CH" if at < 20 else "DE")) for at, i in enumerate(numbers)])
+    (seen,) = bench.plane.splits.seen()
+    candidate = seen.evidence.arms[CANDIDATE]
+    counted = {segment: (arm.assigned, arm.attempts, arm.failures) for segment, arm in candidate.items()}
+    assert counted == {ALL: (60, 60, 1), "country=CH": (20, 20, 1), "country=DE": (40, 40, 0)}
+    assert sum(candidate["country=DE"].latency.values()) > 0
