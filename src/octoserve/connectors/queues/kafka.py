@@ -277,25 +277,27 @@ class KafkaSource:
         return max(0.0, min([timeout, *(at - self._wall() for at in due)]))
 
     def _take(self, came: Sequence[Any]) -> None:
+        ours, taken, waiting, arrived = self._ours, self._taken, self._waiting, self._arrived
         for raw in came:
             error = raw.error()
             if error is not None:
                 self._told(raw, error)
                 continue
             lane = lane_of(raw.topic(), raw.partition())
-            if lane not in self._ours:
+            if lane not in ours:
                 continue
             message = message_of(raw, lane)
-            offset = message.position.offset
-            self._next.setdefault(lane, offset)
-            self._taken[lane] = offset + 1
-            if lane in self._waiting:
-                self._waiting[lane].append(message)
+            offset = message.position[1]
+            if lane not in taken:
+                self._next.setdefault(lane, offset)
+            taken[lane] = offset + 1
+            if lane in waiting:
+                waiting[lane].append(message)
             elif message.attempt and due_of(message) > self._wall():
-                self._waiting[lane] = deque([message])
+                waiting[lane] = deque([message])
                 self._consumer.pause([self._partition(lane)])
             else:
-                self._arrived.append(message)
+                arrived.append(message)
 
     def _told(self, raw: Any, error: Any) -> None:
         """Something that came instead of a message."""

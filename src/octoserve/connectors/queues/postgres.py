@@ -185,9 +185,9 @@ class PostgresSink:
             "expires = now() + %s * interval '1 s' from ours o where l.source = %s and l.lane = o.lane "
             "returning l.lane",
             (
-                [move.lane for move in moves],
-                [move.epoch for move in moves],
-                [move.offset for move in moves],
+                _array([move.lane for move in moves], True),
+                _array([move.epoch for move in moves], False),
+                _array(["null" if move.offset is None else move.offset for move in moves], False),
                 self._source,
                 self._hold,
                 self._source,
