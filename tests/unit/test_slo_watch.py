@@ -40,14 +40,14 @@ class Workers:
     async def collect(self) -> list[bytes]:
         return self.snapshots()
 
-    def serve(self, seconds: float, good: int, bad: int, key: tuple[str, str] = AVAILABLE) -> None:
-        """So many requests every STEP seconds, in turn by either worker, for that long."""
-        for step in range(round(seconds / STEP)):
+    def serve(self, seconds: float, good: int, bad: int, every: float = STEP) -> None:
+        """So many requests every so many seconds, in turn by either worker, for that long."""
+        for step in range(round(seconds / every)):
             self.watch.take(self.snapshots())
-            mine = self.counts[step % 2].setdefault(key, [0, 0])
+            mine = self.counts[step % 2][AVAILABLE]
             mine[0] += good
             mine[1] += bad
-            self.clock.advance(STEP)
+            self.clock.advance(every)
 
     def rates(self, key: tuple[str, str] = AVAILABLE) -> dict[str, float]:
         [burning] = [f for f in self.watch.families(self.snapshots()) if f.name == "octoserve_slo_burn_rate"]
@@ -84,9 +84,9 @@ def test_an_outage_shows_in_short_windows_first_and_leaves_them_first() -> None:
 def test_three_days_back_are_known_and_no_longer() -> None:
     workers = Workers()
     workers.serve(COARSE, 0, 100)
-    workers.serve(2.9 * DAY, 100, 0)
+    workers.serve(2.9 * DAY, 100, 0, every=COARSE)
     assert workers.rates()["3d"] > 0
-    workers.serve(0.2 * DAY, 100, 0)
+    workers.serve(0.2 * DAY, 100, 0, every=COARSE)
     assert set(workers.rates().values()) == {0.0}
 
 

@@ -161,6 +161,30 @@ def test_what_cannot_be_confirmed_is_lowered() -> None:
     assert 800 * 0.85 * 0.85 <= found.highest.rate <= 800
 
 
+def test_a_machine_that_is_busy_otherwise_is_noticed() -> None:
+    def step(rate: float, bad: bool) -> Step:
+        return step_of(outcome(fast=20_000, slow=5000 if bad else 0), rate, SLO)
+
+    calm = Found(steps=(step(100, False), step(200, False), step(400, True)), highest=step(200, False), broken=None)
+    assert calm.steady()
+    assert not calm.beside(step(150, True)).steady()
+    assert calm.beside(step(150, False)).highest == calm.highest
+    kept = Found(steps=(), highest=None, broken=None).beside(step(50, False))
+    assert kept.highest is not None, "what was shown before the search holds"
+    assert Found(steps=(), highest=None, broken=None).beside(step(50, True)).highest is None
+
+
+def test_noise_lowers_what_is_found_and_does_not_hide_it() -> None:
+    """What looked well in short steps is broken in long ones, down to a third of it."""
+
+    def measure(rate: float, least: int) -> Step:
+        return step_of(outcome(fast=40_000, slow=4000 if rate > (300 if least else 1000) else 0), rate, SLO)
+
+    found = search(measure, SLO, 100)
+    assert found.highest is not None
+    assert found.highest.rate <= 300
+
+
 def test_a_search_that_is_never_confirmed_claims_nothing() -> None:
     def measure(rate: float, least: int) -> Step:
         return step_of(outcome(fast=100, slow=0 if rate < 1000 else 100), rate, SLO)

@@ -91,7 +91,7 @@ def model_of(path: str) -> str:
 
 def verify(wanted: Verify, run_load: RunLoad) -> None:
     """Measure, print, and leave: exit code 0 where the promise is shown to be kept, else 1."""
-    console = Console(highlight=False, quiet=wanted.as_json)
+    console = Console(highlight=False, quiet=wanted.as_json, soft_wrap=True)
     console.print(f"[bold]{wanted.url}[/]\npromised   {_words(wanted.slo)}")
     console.print("           below: the share that was bad (what it may be, at 95 % confidence) of what is allowed")
 
@@ -111,12 +111,13 @@ def verify(wanted: Verify, run_load: RunLoad) -> None:
             console.print(
                 f"           too close to call, or too few requests: {enough:,} decide where it is "
                 f"broken half as often as may be; try -d {math.ceil(2 * max(enough / wanted.rate, at.seconds))}",
-                soft_wrap=True,
             )
     found: Found | None = None
     if wanted.find:
         start = wanted.rate or _FIRST
         found = search(measure, wanted.slo, start, lambda step: _show(console, "tried", step, wanted.slo))
+        if at is not None:
+            found = found.beside(at)
     replicas = _conclude(console, wanted, found)
     if wanted.as_json:
         typer.echo(json.dumps(_plain(wanted.slo, at, found, replicas)))
@@ -128,17 +129,18 @@ def verify(wanted: Verify, run_load: RunLoad) -> None:
 def _conclude(console: Console, wanted: Verify, found: Found | None) -> Replicas | None:
     if found is None:
         return None
+    if not found.steady():
+        console.print(
+            "[yellow]noise[/]      a load was kept above one that was broken: something else keeps this machine busy, "
+            "so what follows is what it could do meanwhile"
+        )
     if found.highest is None:
         console.print("[bold]highest[/]    none: no load that was tried keeps it")
         return None
     top = found.highest
-    beyond = (
-        f"; at {found.broken.rate:,.0f}/s it is broken" if found.broken is not None else "; nothing higher was made"
-    )
+    above = found.broken is not None and found.broken.rate > top.rate
+    beyond = f"; at {found.broken.rate:,.0f}/s it is broken" if found.broken and above else "; nothing higher broke it"
     console.print(f"[bold]highest[/]    [green]{top.rate:,.0f}/s[/] on this machine as it is{beyond}")
-    if top.sender_late > (wanted.slo.latency or 0.05) / 4:
-        late = f"{top.sender_late * 1000:.1f} ms"
-        console.print(f"           the load generator was {late} late itself: the service may do more from elsewhere")
     if wanted.rate is None:
         planned = HEADROOM * top.rate
         console.print(
@@ -149,7 +151,6 @@ def _conclude(console: Console, wanted: Verify, found: Found | None) -> Replicas
     console.print(
         f"[bold]replicas[/]   {made.total} like this one: {made.carry} for {wanted.rate:,.0f}/s at {HEADROOM:.0%} of "
         "what each can do at most, 1 that may fail or be replaced",
-        soft_wrap=True,
     )
     return made
 
@@ -164,11 +165,12 @@ def _show(console: Console, what: str, step: Step, slo: Slo) -> None:
     color = _COLORS[step.verdict]
     p99 = f"p99 {step.p99 * 1000:.1f} ms" if step.p99 is not None else "no answers"
     told = ", ".join(_part(part, slo) for part in step.parts)
+    if step.sender_late > (slo.latency or 0.05) / 4:
+        told += f"; the load generator was {step.sender_late * 1000:.0f} ms late itself"
     requests = max((part.requests for part in step.parts), default=0)
     console.print(
         f"{what:<10} {step.rate:>8,.0f}/s  [{color}]{step.verdict:<9}[/]  "
         f"{requests:,} in {step.seconds:.1f} s, {p99}; {told}",
-        soft_wrap=True,
     )
 
 
@@ -184,6 +186,7 @@ def _plain(slo: Slo, at: Step | None, found: Found | None, replicas: Replicas | 
         "at": _step(at),
         "steps": [_step(step) for step in found.steps] if found is not None else [],
         "highest": _step(found.highest) if found is not None else None,
+        "steady": found.steady() if found is not None else None,
         "broken": _step(found.broken) if found is not None else None,
         "replicas": msgspec.to_builtins(replicas),
     }

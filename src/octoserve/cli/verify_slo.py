@@ -25,8 +25,8 @@ HEADROOM = 0.8
 """Share of its highest load that a replica is planned for."""
 MOST_STEPS = 24
 _LATER = (408, 429)
-_TRIES = 4
-_STEP_DOWN = 0.85
+_STEPS_DOWN = (1.0, 0.85, 0.85, 0.7, 0.7, 0.5, 0.5)
+"""From try to try at a confirmation: by little first."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +76,18 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """The highest load that was confirmed; None where none was."""
     broken: Step | None
     """The lowest load above it that was seen to break the promise; None where none did."""
+
+    def steady(self) -> bool:
+        """Whether no load was kept above one that was broken: else something besides the load decided."""
+        broken = [step.rate for step in self.steps if step.verdict == BROKEN]
+        kept = [step.rate for step in self.steps if step.verdict == KEPT]
+        return not broken or not kept or max(kept) < min(broken)
+
+    def beside(self, step: Step) -> Found:
+        """The same with what was measured before the search."""
+        top = self.highest
+        better = step.verdict == KEPT and (top is None or top.rate < step.rate)
+        return Found(steps=(step, *self.steps), highest=step if better else top, broken=self.broken)
 
 
 Measure = Callable[[float, int], Step]
@@ -163,13 +175,13 @@ def search(measure: Measure, slo: Slo, start: float, on_step: Callable[[Step], N
     kept, broken = _between(tried, start)
     rate = kept.rate if kept is not None else 0.0
     highest: Step | None = None
-    for _ in range(_TRIES if kept is not None else 0):
+    for factor in _STEPS_DOWN if kept is not None else ():
+        rate *= factor
         confirmed = tried(rate, requests_wanted(slo))
         if confirmed.verdict == KEPT:
             highest = confirmed
             break
         broken = confirmed if confirmed.verdict == BROKEN else broken
-        rate *= _STEP_DOWN
     return Found(steps=tuple(steps), highest=highest, broken=broken)
 
 
