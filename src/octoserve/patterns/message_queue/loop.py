@@ -292,6 +292,7 @@ class Loop:
             letters = [letter(each, self._source.name, now) for each in buried]
             self._insist("the dead-letter queue", lambda: self._source.bury(letters))
             self._statistics.outcomes[DEAD].add(len(buried))
+            self._beat(True)  # rare, and somebody is woken by it: it is not to be lost with us
             for each in buried:
                 last = each.attempts.history[-1].error if each.attempts.history else "tried often enough"
                 log.warning(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import threading
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 DONE, FAILED, ASKED_WRONGLY, AWAY, FENCED = 0, 1, 2, 75, 76
 """Exit codes. The last two: start another."""
 _BEAT = 1.0
+_PATIENCE = 5.0
+"""Seconds that a supervisor which does not listen is waited for, where the next report may not be made."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,9 +72,13 @@ class Link:
             self._end.recv(1)
         stop.set()
 
-    def tell(self, report: Report) -> None:
-        """One that does not fit is left out: the next one says as much."""
+    def tell(self, report: Report, patience: float = _PATIENCE) -> None:
+        """One that does not fit, after `patience`, is left out: the next one says as much."""
         with contextlib.suppress(OSError):
+            if patience:
+                room = select.poll()
+                room.register(self._end, select.POLLOUT)
+                room.poll(patience * 1000)
             self._end.send(self._send(report), socket.MSG_DONTWAIT)
 
     def beat(self, registry: Registry, now: bool) -> None:
@@ -79,7 +86,7 @@ class Link:
         at = time.monotonic()
         if now or at - self._told >= _BEAT:
             self._told = at
-            self.tell(Report(snapshot=registry.snapshot(), ready=True))
+            self.tell(Report(snapshot=registry.snapshot(), ready=True), _PATIENCE if now else 0.0)
 
 
 @contextlib.contextmanager
