@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 
@@ -11,6 +12,8 @@ from octoserve.connectors.queues.kafka_wire import Record, Sender, Wire, where_o
 from octoserve.connectors.queues.protocol import ID_HEADER, Unwritable
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import OctoserveError, SettingsError, TooLarge, Unavailable
+
+log = logging.getLogger(__name__)
 
 _APART = 1.0
 """Seconds after a failure in which nothing is tried: who waited meanwhile is told at once, and not one by one."""
@@ -43,7 +46,10 @@ class KafkaPublisher:
         try:
             self._send([Record(self._where.topic, value, id.encode(), {**headers, ID_HEADER: id})])
         except Unwritable as error:
-            raise TooLarge(f"the request has {len(value)} bytes: {error}") from None
+            log.info("%s", error)
+            raise TooLarge(
+                f"the request has {len(value)} bytes, more than the queue takes; see input_location"
+            ) from None
 
     def _send(self, records: list[Record]) -> None:
         with self._lock:

@@ -52,7 +52,7 @@ class NatsPublisher:
             raise Unavailable(f"{self._where.label} is away")
         most = wire.client.max_payload - HEADERS
         if len(value) > most:
-            raise TooLarge(f"the request has {len(value)} bytes, {self._where.label} takes {most}")
+            raise TooLarge(f"the request has {len(value)} bytes, the queue takes {most}; see input_location")
         named = {**headers, ID_HEADER: value_of(id)}
         subject = self._where.subject or self._where.stream
 

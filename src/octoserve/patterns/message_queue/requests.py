@@ -6,7 +6,7 @@ would have sent. Requests are merged by the data plane's batching; one that fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from octoserve.dataplane.deferred import Reference, check, reference_in, request
 from octoserve.patterns.message_queue.scoring import Guard, Scored, identity
 
 T = TypeVar("T")
+_Ended = tuple[bytes, int] | OctoserveError
 _AT_ONCE = 64
 _BYTES_AT_ONCE = 32 << 20
 
@@ -53,39 +54,55 @@ class Requests:
         self._again = again
 
     def score(self, messages: Sequence[Message], tried: bool = False) -> Scored:
-        """See `Work.score_by`."""
-        requests: dict[int, Request] = {}
-        failed: dict[int, Exception] = {}
+        """See `Work.score_by`. No more requests are in memory than run at once."""
         ids = [identity(message, None) for message in messages]
+        ended: dict[int, _Ended] = {}
+        wave: dict[int, Request] = {}
+        size = 0
         for place, message in enumerate(messages):
             try:
-                reference = reference_in(message.value, message.headers)
-                if reference is not None:
-                    ids[place] = identity(message, reference.id or None)
-                    request = self._referred(reference)
-                else:
-                    request = request_of(message.value, message.headers)
-                    ids[place] = identity(message, request.id or None)
+                request, ids[place] = self._request(message)
                 check(self._model.signature, request)
-                requests[place] = request
             except OctoserveError as error:
-                failed[place] = error
-        answers: dict[int, tuple[bytes, int]] = {}
-        for wave in _waves(requests):
-            with self._guard():
-                results = self._model.infer([requests[place].tensors for place in wave], self._again)
-            for place, result in zip(wave, results, strict=True):
-                try:
-                    if isinstance(result, OctoserveError):
-                        raise result
-                    body, _ = encode_response(result, requests[place])
-                    answers[place] = body, result.ran.version
-                except OctoserveError as error:
-                    failed[place] = error
-        good = sorted(answers)
-        column = np.empty(len(good), dtype=object)
-        column[:] = [answers[place][0] for place in good]
-        return Scored(good, [column], np.array([answers[place][1] for place in good], np.int64), ids, failed)
+                ended[place] = error
+                continue
+            more = sum(tensor.nbytes() for tensor in request.tensors)
+            if wave and (len(wave) == _AT_ONCE or size + more > _BYTES_AT_ONCE):
+                ended.update(self._run(wave))
+                wave, size = {}, 0
+            wave[place] = request
+            size += more
+        ended.update(self._run(wave))
+        answers = {place: end for place, end in sorted(ended.items()) if not isinstance(end, OctoserveError)}
+        column = np.empty(len(answers), dtype=object)
+        column[:] = [body for body, _ in answers.values()]
+        versions = np.array([version for _, version in answers.values()], np.int64)
+        failed: dict[int, Exception] = {place: end for place, end in ended.items() if isinstance(end, OctoserveError)}
+        return Scored(list(answers), [column], versions, ids, failed)
+
+    def _run(self, wave: Mapping[int, Request]) -> dict[int, _Ended]:
+        """Of each its answer and who gave it, or why there is none."""
+        if not wave:
+            return {}
+        with self._guard():
+            results = self._model.infer([request.tensors for request in wave.values()], self._again)
+        ended: dict[int, _Ended] = {}
+        for (place, request), result in zip(wave.items(), results, strict=True):
+            try:
+                if isinstance(result, OctoserveError):
+                    raise result
+                ended[place] = encode_response(result, request)[0], result.ran.version
+            except OctoserveError as error:
+                ended[place] = error
+        return ended
+
+    def _request(self, message: Message) -> tuple[Request, str]:
+        """And the message's id. An id of the reference's own stands for the request's."""
+        reference = reference_in(message.value, message.headers)
+        if reference is None:
+            request = request_of(message.value, message.headers)
+            return request, identity(message, request.id or None)
+        return self._referred(reference), identity(message, reference.id or None)
 
     def _referred(self, reference: Reference) -> Request:
         fetch = self._fetch
@@ -98,18 +115,3 @@ class Requests:
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
         """Their ids alone."""
         return Decoded([], [decode_request(payload).id or None for payload in payloads], {})
-
-
-def _waves(requests: dict[int, Request]) -> Iterator[list[int]]:
-    """Those that are in the data plane together, in order."""
-    wave: list[int] = []
-    size = 0
-    for place, request in requests.items():
-        more = sum(tensor.nbytes() for tensor in request.tensors)
-        if wave and (len(wave) == _AT_ONCE or size + more > _BYTES_AT_ONCE):
-            yield wave
-            wave, size = [], 0
-        wave.append(place)
-        size += more
-    if wave:
-        yield wave

@@ -51,6 +51,8 @@ _LOOKUPS = 2
 _AWAY = 5
 """Seconds after which a client is asked to come back when either is away."""
 _POLL = 1
+_QUIET = 5.0
+"""Seconds between complaints in the log."""
 _LONGEST = 200
 ACCEPTED, REPEATED = "accepted", "repeated"
 _encode = msgspec.json.encode
@@ -112,6 +114,7 @@ class AsyncDoor:
         self._threads = executor or ThreadPoolExecutor(_THREADS, "async")
         self._lookups = executor or ThreadPoolExecutor(_LOOKUPS, "poll")  # not behind who waits for a broker
         self._tasks: set[asyncio.Task[None]] = set()
+        self._complained = 0.0
         self._threads.submit(way.prepare)
 
     def close(self) -> None:
@@ -196,8 +199,15 @@ class AsyncDoor:
             self._way.publishers[order.model].publish(order.value, asked.id, order.headers)
             return store.accept(asked, self._wall()), ACCEPTED
         except (Unavailable, SettingsError) as error:
-            log.warning("an asynchronous request of %s was not accepted: %s", order.model, error)
+            self._complain(f"asynchronous requests are not accepted: {error}")
             raise Unavailable("asynchronous requests cannot be accepted now; send it again") from None
+
+    def _complain(self, text: str) -> None:
+        """Now and then: there may be thousands of requests in an outage."""
+        now = self._wall()
+        if now - self._complained >= _QUIET:
+            self._complained = now
+            log.warning("%s", text)
 
     # --- poll ----------------------------------------------------------------------------------------
 
@@ -206,7 +216,7 @@ class AsyncDoor:
         try:
             found = await loop.run_in_executor(self._lookups, self._way.store.look, message_id(model, id))
         except (Unavailable, SettingsError) as error:
-            log.warning("a poll was not answered: %s", error)
+            self._complain(f"polls are not answered: {error}")
             raise Unavailable("answers cannot be looked up now; ask again") from None
         if found is None:
             raise NotFound(f"no request {id!r} of model {model!r} was accepted, or its answer was kept long enough")
