@@ -4,6 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 
+# Tests, demo and bench start Python hundreds of times: what it compiles is kept, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-full check format bench lock protos wheel clean
 
 demo: $(READY)            ## serve real models, send real requests, show what came back (ARGS=--exit to end by itself)

@@ -61,6 +61,8 @@ class Bench:
         self.tmp_path = tmp_path
         self.registry = Registry()
         self.statistics = Statistics(self.registry, "m", self.wall)
+        self.told: list[dict[str, int]] = []
+        """What was counted when the figures had to be told at once."""
         self.limits = Limits(**{"rows": 100, "nbytes": 1 << 20, "seconds": 1.0, "idle": None, **limits})
         self.loop = self.another("a")
 
@@ -70,8 +72,12 @@ class Bench:
         work = Work(self.scorer, JsonRows(SIGNATURE).decode, SIGNATURE.outputs, Policy(3, 1.0))
         return Loop(
             self.source, self.sink, self.ledger, work, self.limits, self.statistics, lane=owner,
-            stop=lambda: self.stopping, clock=self.clock, wall=self.wall,
+            stop=lambda: self.stopping, beat=self.beat, clock=self.clock, wall=self.wall,
         )  # fmt: skip
+
+    def beat(self, now: bool) -> None:
+        if now:
+            self.told.append(self.outcomes())
 
     def begun(self) -> Loop:
         """Its source is open."""
@@ -137,6 +143,7 @@ def test_a_failing_message_is_found_and_its_mates_succeed(tmp_path):
     assert Position("", 3) not in bench.source.settled
     assert Position("", 11) in bench.source.settled
     assert bench.outcomes() == {"stored": 14, "retried": 1, "dead": 1}
+    assert bench.told == [{"dead": 1}], "a dead letter is told at once"
 
 
 def test_the_third_failure_is_the_last_and_delays_double(tmp_path):

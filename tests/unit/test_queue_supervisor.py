@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from octoserve.core.errors import SettingsError, Unavailable
 from octoserve.patterns.message_queue.settings import QueueSettings, WorkerConfig, owner_of
 from octoserve.patterns.message_queue.statistics import DEAD, STORED, Statistics
 from octoserve.patterns.message_queue.supervisor import Figures, Supervisor, how
-from octoserve.patterns.message_queue.worker import ASKED_WRONGLY, AWAY, DONE, FENCED, Report
+from octoserve.patterns.message_queue.worker import ASKED_WRONGLY, AWAY, DONE, FENCED, Link, Report
 from octoserve.telemetry.metrics import Registry
 from support.queues import Ticking
 
@@ -200,3 +201,24 @@ def test_of_a_log_each_worker_tells_of_its_own_partitions():
 )
 def test_how_it_ended(code: int, words: str):
     assert how(code, 2.5) == words
+
+
+def test_what_must_be_told_waits_for_a_supervisor_that_is_slow():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link = Link(theirs, threading.Event())
+    heard: list[Report] = []
+
+    def read() -> None:
+        while not heard or heard[-1].error != "last":
+            heard.append(msgspec.msgpack.decode(ours.recv(1 << 20), type=Report))
+
+    for _ in range(10_000):  # more than the socket holds
+        link.tell(Report(error="first"), patience=0.0)
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    link.tell(Report(error="last"), patience=60.0)
+    reader.join(60)
+    assert [report.error for report in heard[-2:]] == ["first", "last"]
+    assert len(heard) < 10_000, "what did not have to be told was left out"
+    ours.close()
+    theirs.close()

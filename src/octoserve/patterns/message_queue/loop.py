@@ -315,6 +315,7 @@ class Loop:
             self._insist("the store of answers", lambda: self._work.give_up(letters))
             self._insist("the dead-letter queue", lambda: self._source.bury(letters))
             self._statistics.outcomes[DEAD].add(len(buried))
+            self._beat(True)  # rare, and somebody is woken by it: it is not to be lost with us
             for each in buried:
                 last = each.attempts.history[-1].error if each.attempts.history else "tried often enough"
                 log.warning(

@@ -11,6 +11,7 @@ import errno
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import threading
@@ -48,6 +49,8 @@ LARGEST = 1 << 20
 """Bytes of a message between a worker and its supervisor."""
 _YOUNG = 50_000
 """Objects that may come before the collector looks at them; Python's own choice is 700."""
+_PATIENCE = 5.0
+"""Seconds that a supervisor which does not listen is waited for, where the next report may not be made."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,9 +88,13 @@ class Link:
                 self.hear(read(told))
         stop.set()
 
-    def tell(self, report: Report) -> bool:
-        """One that does not fit is left out: the next one says as much. Whether it could ever fit."""
+    def tell(self, report: Report, patience: float = _PATIENCE) -> bool:
+        """One that does not fit, after `patience`, is left out: the next one says as much. Whether it could ever fit."""
         try:
+            if patience:
+                room = select.poll()
+                room.register(self._end, select.POLLOUT)
+                room.poll(patience * 1000)
             self._end.send(self._send(report), socket.MSG_DONTWAIT)
         except OSError as error:
             return error.errno != errno.EMSGSIZE
@@ -98,11 +105,12 @@ class Link:
         at = time.monotonic()
         if now or at - self._told >= _BEAT:
             self._told = at
-            self.tell(Report(snapshot=registry.snapshot(), ready=True))
+            patience = _PATIENCE if now else 0.0
+            self.tell(Report(snapshot=registry.snapshot(), ready=True), patience)
             followed = self.followed(self._running) if self.followed is not None else None
-            if followed is not None and not self.tell(Report(followed=followed)):
+            if followed is not None and not self.tell(Report(followed=followed), patience):
                 log.error("what was seen is too much to tell, by too many segments: it is left out")
-                self.tell(Report(followed=msgspec.structs.replace(followed, seen=())))
+                self.tell(Report(followed=msgspec.structs.replace(followed, seen=())), patience)
 
     def runs(self, role: str) -> None:
         """A run of this arm begins; "" when it is over."""
