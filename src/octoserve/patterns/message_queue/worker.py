@@ -89,7 +89,7 @@ class Link:
         stop.set()
 
     def tell(self, report: Report, patience: float = _PATIENCE) -> bool:
-        """One that does not fit, after `patience`, is left out: the next one says as much. Whether it could ever fit."""
+        """One that finds no room in time is left out: the next one says as much. Whether it could ever fit."""
         try:
             if patience:
                 room = select.poll()
