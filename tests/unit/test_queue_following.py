@@ -118,6 +118,17 @@ def test_a_shadow_dies_beside_what_runs_and_is_cut_all_the_same():
     assert "have died" in told.cut
 
 
+def test_a_candidate_that_workers_die_of_while_they_load_it_has_failed():
+    deaths = Deaths()
+    for _ in range(DEATHS):
+        assert deaths.failed(ROUTE) == ""
+        deaths.of(ROUTE, worker(LOADING), killed=True)
+    said = said_of(ROUTE, [worker(LOADING)], deaths.failed(ROUTE))
+    assert said is not None
+    assert said.failed == f"{DEATHS} workers of a queue have died while they loaded it"
+    assert deaths.failed(msgspec.structs.replace(ROUTE, rollout="r2")) == ""
+
+
 def test_of_a_rollout_that_is_over_nothing_is_remembered():
     deaths = Deaths()
     deaths.of(ROUTE, worker(seen=(seen(5),)), killed=False)

@@ -92,6 +92,8 @@ class Crew:
         """When what failed, or is not there, is looked at again."""
         self._loads: queue.SimpleQueue[tuple[int, Loaded | Exception]] = queue.SimpleQueue()
         self._loader = LoaderThread()
+        self._to_load: set[int] = set()
+        """To be loaded from the next turn on: that it is, is told before, since it may be the end of the process."""
         self._inbox = self.route = route
         self._behind = ""
         given = route.plan if route is not None else settings.plan
@@ -137,7 +139,6 @@ class Crew:
 
     def _load_beside(self, number: int) -> None:
         """In a thread of its own, while messages are scored."""
-        self._words[number] = VersionWord(LOADING)
 
         def work() -> None:
             try:
@@ -177,6 +178,8 @@ class Crew:
     def turn(self) -> bool:
         """Between two micro-batches: take up what has loaded and what was heard; whether there is something to tell."""
         news = False
+        while self._to_load:
+            self._load_beside(self._to_load.pop())
         while not self._loads.empty():
             number, loaded = self._loads.get()
             news = True
@@ -193,7 +196,9 @@ class Crew:
         for number in sorted(set(route.keep) | route.plan.versions()):
             state = self._words.get(number, VersionWord(ABSENT)).state
             if state not in (READY, LOADING) and self._clock() >= self._again.get(number, 0.0):
-                self._load_beside(number)
+                self._words[number] = VersionWord(LOADING)
+                self._to_load.add(number)
+                news = True
         return self._carry_out(route, route.plan) or news
 
     def _carry_out(self, route: Route, plan: RoutePlan) -> bool:

@@ -148,11 +148,17 @@ class Deaths:
     def __init__(self) -> None:
         self._seen: list[Seen] = []
         self._over_candidate: dict[str, int] = {}
+        self._over_load: dict[tuple[str, int], int] = {}
+        """By rollout and version: that were loading it."""
 
     def of(self, route: Route, followed: Followed, killed: bool) -> None:
         """One has ended. killed: by a signal, its own deadline's included."""
         self._seen += followed.seen
         plan = route.plan
+        for version, word in followed.versions.items():
+            if killed and word.state == LOADING:
+                key = route.rollout, version
+                self._over_load[key] = self._over_load.get(key, 0) + 1
         if not killed or plan is None or not plan.stratum:
             return
         if followed.running:
@@ -162,6 +168,11 @@ class Deaths:
             self._seen.append(Seen(evidence=stratum, seed=plan.seed))
         if followed.running == CANDIDATE or (plan.mirrors and not followed.running):
             self._over_candidate[plan.seed] = self._over_candidate.get(plan.seed, 0) + 1
+
+    def failed(self, route: Route) -> str:
+        """Why the route's candidate cannot be loaded, if workers have died of that."""
+        deaths = self._over_load.get((route.rollout, route.candidate), 0)
+        return f"{deaths} workers of a queue have died while they loaded it" if deaths >= DEATHS else ""
 
     def told(self, route: Route) -> list[Seen]:
         """Of the route's rollout; of others nothing is remembered."""
@@ -174,8 +185,11 @@ class Deaths:
         return [*self._seen, Seen(evidence=Stratum(endpoint=plan.endpoint, name=""), seed=route.rollout, cut=cut)]
 
 
-def said_of(route: Route, workers: Sequence[Followed | None]) -> Said | None:
-    """What holds in all workers of the route's rollout; None of a worker that has said nothing yet."""
+def said_of(route: Route, workers: Sequence[Followed | None], failed: str = "") -> Said | None:
+    """What holds in all workers of the route's rollout; None of a worker that has said nothing yet.
+
+    failed: why the candidate cannot be loaded, where that is known already
+    """
     if not route.rollout:
         return None
     known = [worker for worker in workers if worker is not None]
@@ -188,7 +202,7 @@ def said_of(route: Route, workers: Sequence[Followed | None]) -> Said | None:
         present=bool(words) and all(word.state != ABSENT for word in words),
         ready=everybody and all(word.state == READY for word in words),
         stable_ready=everybody and all(word.state == READY for word in stable),
-        failed=next((word.reason for word in words if word.state == FAILED), ""),
+        failed=failed or next((word.reason for word in words if word.state == FAILED), ""),
         digest=next((word.digest for word in words if word.digest), ""),
     )
 

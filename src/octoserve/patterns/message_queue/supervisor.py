@@ -158,7 +158,8 @@ class Supervisor:
                     continue
                 place.told = route
         words = [place.followed for place in self._places if not place.over]
-        self._follower.say(said_of(route, words), seen_by(route, words, self._deaths))
+        said = said_of(route, words, self._deaths.failed(route))
+        self._follower.say(said, seen_by(route, words, self._deaths))
 
     def _start(self, place: _Place) -> None:
         if self._stopping:
