@@ -327,6 +327,25 @@ def test_predict_one_row_and_many(house: House) -> None:
     assert house.post("/models/sum/predict", [[1, 2]]) == [{"y": 3.0}]
     assert house.post("/models/m/versions/stable/predict", {"x": ["NaN", 2]}) == {"y": ["NaN", 5.0], "row_sum": "NaN"}
     assert "field 'country' is missing" in house.error(400, "POST", "/models/scores/predict", {"age": 1})["error"]
+    two = b'{"x": [1, 2]}, {"x": [3, 4]}'
+    assert "without brackets" in house.error(400, "POST", "/models/m/predict", two)["error"]
+    bare = house.ask("POST", "/models/m/predict", b'{"x": [NaN, 2]}')
+    assert json.loads(bare.body) == {"y": ["NaN", 5.0], "row_sum": "NaN"}
+
+
+def test_one_row_and_several_are_written_alike(house: House) -> None:
+    for path, member in (("/v1/models/m:predict", "predictions"), ("/models/m/invoke", "predictions")):
+        for rows in (M, [[float("nan"), 1.0], [float("inf"), 2.0]]):
+            body = json.dumps({"instances": rows}).encode()
+            together = json.loads(house.ask("POST", path, body).body)[member]
+            alone = [
+                json.loads(house.ask("POST", path, json.dumps({"instances": [row]}).encode()).body)[member][0]
+                for row in rows
+            ]
+            assert str(alone) == str(together)
+            whole = [house.ask("POST", path, json.dumps({"inputs": part}).encode()).body for part in (rows[:1], rows)]
+            first, both = (next(iter(json.loads(body).values())) for body in whole)
+            assert str({name: values[:1] for name, values in both.items()}) == str(first)
 
 
 def test_the_document_says_what_is_open(house: House) -> None:

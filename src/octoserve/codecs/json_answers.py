@@ -18,7 +18,8 @@ from octoserve.core.results import NoTextForm, Result
 from octoserve.core.tensors import Array
 
 _encode = msgspec.json.encode
-_OBJECT = "row as object"
+_OBJECT, _ROW = "objects of rows", "one row"
+_MAX_TEMPLATES = 256
 
 
 class AnswerStyle(msgspec.Struct, frozen=True):
@@ -99,6 +100,10 @@ def _mapped(array: Array, function: Any) -> Array:
 
 def by_row(result: Result, style: AnswerStyle) -> list[bytes]:
     """A JSON value a row: of the only output, or an object of all outputs. Raises InvalidInput, Unsupported."""
+    if result.rows == 1:
+        row = one_row(result, style, named=len(result.ran.arrays) > 1)
+        if row is not None:
+            return [row]
     columns = [row_texts(result, i, style) for i in range(len(result.ran.arrays))]
     if len(columns) == 1:
         return columns[0]
@@ -109,6 +114,45 @@ def by_row(result: Result, style: AnswerStyle) -> list[bytes]:
             f"the outputs differ in their number of rows ({counts}); ask in a form that takes them whole"
         )
     return objects(result, columns)
+
+
+def one_row(result: Result, style: AnswerStyle, named: bool, whole: bool = False) -> bytes | None:
+    """The only row's JSON value, from a template: most requests. None where it takes a closer look.
+
+    named: an object of the outputs by name
+    whole: the outputs with their dimension of rows
+    """
+    ran = result.ran
+    memo = ran.signature.memo
+    key = (_ROW, style.single, named, whole, ran.shapes(1))
+    template = memo.get(key)
+    if template is None:
+        if len(memo) >= _MAX_TEMPLATES:
+            memo.clear()
+        template = memo[key] = _row_template(result, style, named, whole)
+    if not template:
+        return None
+    try:
+        texts = [result.text(i) for i in range(len(ran.arrays))]
+    except ValueError:
+        return None
+    if style.bare:
+        for i, spec in enumerate(ran.signature.outputs):
+            if b'"' in texts[i] and spec.datatype != "BYTES":
+                texts[i] = texts[i].replace(b'"', b"")
+    return template % tuple(texts)
+
+
+def _row_template(result: Result, style: AnswerStyle, named: bool, whole: bool) -> bytes:
+    """Empty where a row's outputs are more than an element or a list of elements."""
+    members = []
+    for spec, shape in zip(result.ran.signature.outputs, result.ran.shapes(1), strict=True):
+        if len(shape) not in (1, 2):
+            return b""
+        value = b"%b" if len(shape) == 1 or (style.single and shape[1] == 1) else b"[%b]"
+        value = b"[" + value + b"]" if whole else value
+        members.append(_encode(spec.name).replace(b"%", b"%%") + b":" + value if named else value)
+    return b"{%b}" % b",".join(members) if named else members[0]
 
 
 def objects(result: Result, columns: list[list[bytes]]) -> list[bytes]:
@@ -134,6 +178,10 @@ def whole(result: Result, index: int, style: AnswerStyle) -> bytes:
 
 def by_output(result: Result, style: AnswerStyle) -> bytes:
     """The only output whole, or an object of all outputs. Raises Unsupported."""
+    if result.rows == 1:
+        text = one_row(result, style, named=len(result.ran.arrays) > 1, whole=True)
+        if text is not None:
+            return text
     names = [spec.name for spec in result.ran.signature.outputs]
     if len(names) == 1:
         return whole(result, 0, style)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -85,6 +86,10 @@ class RowTensors:
             tensor = self._packed(feed, rows)
             if tensor is not None:
                 return tensor
+        elif not feed.stacked and len(feed.spec.shape) == 2:
+            tensor = _packed_lists(feed, [row[feed.places[0]] for row in rows])
+            if tensor is not None:
+                return tensor
         return self._column(feed, rows)
 
     def _packed(self, feed: _Feed, rows: Sequence[Sequence[Any]]) -> Tensor | None:
@@ -144,6 +149,22 @@ class RowTensors:
                 f"field {feed.fields[0]!r}: lists of shape {wanted} wanted, {list(array.shape[1:])} came"
             )
         return Tensor(feed.spec.name, feed.spec.datatype, array.shape, values=array)
+
+
+def _packed_lists(feed: _Feed, lists: Sequence[Any]) -> Tensor | None:
+    """An input whose rows are lists of elements, in raw form; None where something is the matter."""
+    if not lists or None in lists or feed.kind.kind == "bytes":
+        return None
+    width = len(lists[0])
+    if len(lists) * width > PACKED_AT_ONCE or feed.spec.shape[1] not in (-1, width):
+        return None
+    if any(len(row) != width for row in lists):
+        return None
+    try:
+        raw = pack(lists[0] if len(lists) == 1 else list(chain.from_iterable(lists)), feed.kind, feed.spec.name)
+    except InvalidInput:
+        return None
+    return Tensor(feed.spec.name, feed.spec.datatype, (len(lists), width), raw)
 
 
 def _refuse_missing(feed: _Feed, rows: Sequence[Sequence[Any]]) -> None:
