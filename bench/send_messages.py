@@ -17,7 +17,9 @@ def main(broker: str, topic: str, file: str) -> None:
     admin = AdminClient({"bootstrap.servers": broker})
     for made in admin.create_topics([NewTopic(topic, PARTITIONS, 1)]).values():
         made.result()
-    producer = Producer({"bootstrap.servers": broker, "linger.ms": 20, "compression.type": "lz4", "enable.idempotence": True})
+    producer = Producer(
+        {"bootstrap.servers": broker, "linger.ms": 20, "compression.type": "lz4", "enable.idempotence": True}
+    )
     failed = []
 
     def told(error: object, _: object) -> None:
