@@ -116,6 +116,8 @@ def test_what_was_counted_before_the_supervisor_came_is_not_news() -> None:
 def test_a_model_that_comes_later_is_counted_from_its_first_request() -> None:
     workers = Workers()
     workers.serve(600, 100, 0)
+    workers.counts[1]["late", "latency"] = [5, 5]
+    assert workers.rates(("late", "latency"))["5m"] == pytest.approx(50), "also before the next look"
     workers.counts[1]["late", "latency"] = [0, 10]
     workers.serve(STEP, 100, 0)
     assert workers.rates(("late", "latency"))["5m"] == pytest.approx(100)

@@ -140,8 +140,8 @@ class SloWatch:
     def _rates(self, key: Key, counts: tuple[float, float], target: float) -> dict[str, float]:
         """Window -> how many times too fast; counts before the first look are left out."""
         rings = self._rings.get(key)
-        if rings is None:
-            return dict.fromkeys(WINDOWS, 0.0)
+        if rings is None:  # new since the last look: it began at 0
+            return dict.fromkeys(WINDOWS, 0.0 if self._looked is None else burn(*counts, target))
         rates = {}
         now = self._clock()
         for name, seconds in WINDOWS.items():
