@@ -23,8 +23,9 @@ class Workers:
 
     def __init__(self, slos: Slos = Slos(default=PROMISE)) -> None:
         self.clock = FakeClock()
+        self.collected = self.asked = 0
         self.counts: list[dict[tuple[str, str], list[int]]] = [{AVAILABLE: [0, 0]}, {AVAILABLE: [0, 0]}]
-        self.watch = SloWatch(slos, self.collect, lambda model: 0.04, self.clock)
+        self.watch = SloWatch(slos, self.collect, lambda model: 0.04, self.settled, self.clock)
 
     def snapshots(self) -> list[bytes]:
         made = []
@@ -38,7 +39,12 @@ class Workers:
         return made
 
     async def collect(self) -> list[bytes]:
+        self.collected += 1
         return self.snapshots()
+
+    def settled(self) -> bool:
+        self.asked += 1
+        return self.asked > 2
 
     def serve(self, seconds: float, good: int, bad: int, every: float = STEP) -> None:
         """So many requests every so many seconds, in turn by either worker, for that long."""
@@ -151,6 +157,22 @@ def test_the_page_and_the_view_say_what_is_promised() -> None:
     assert view["m"]["window"] == 30 * DAY
     assert view["m"]["objectives"]["availability"]["good"] == 9990
     assert view["m"]["objectives"]["latency"]["bad"] == 10
+
+
+def test_workers_that_were_there_before_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers()
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if seconds == STEP:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(workers.watch.run())
+    assert len(slept) == 3
+    assert workers.collected == 1, "not before all of them have been heard"
 
 
 def test_without_a_promise_nothing_is_shown_and_nothing_runs() -> None:

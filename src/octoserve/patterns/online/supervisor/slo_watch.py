@@ -25,6 +25,7 @@ STEP = 15.0
 FINE = 75 * 60.0
 """How far back every count is kept; beyond that one in COARSE seconds, for the longest window."""
 COARSE = 300.0
+_SOON = 0.2
 
 Key = tuple[str, str]
 Counts = dict[Key, tuple[float, float]]
@@ -54,18 +55,25 @@ class Ring:
 
 
 class SloWatch:
-    """collect: the workers' metric snapshots; deadline: of a model, for who looks."""
+    """See the module.
+
+    collect:  the workers' metric snapshots
+    deadline: of a model, for who looks
+    settled:  whether workers that were there before have all been heard: what they counted by then is not news
+    """
 
     def __init__(
         self,
         slos: Slos,
         collect: Callable[[], Awaitable[list[bytes]]],
         deadline: Callable[[str], float | None] = lambda _: None,
+        settled: Callable[[], bool] = lambda: True,
         clock: Clock = monotonic,
     ) -> None:
         self._slos = slos
         self._collect = collect
         self._deadline = deadline
+        self._settled = settled
         self._clock = clock
         self._rings: dict[Key, tuple[Ring, Ring]] = {}
         self._began: float | None = None
@@ -74,6 +82,9 @@ class SloWatch:
     async def run(self) -> None:
         """Count every STEP seconds. Ends by cancellation; at once where nothing is promised."""
         while self._slos.any():
+            if self._looked is None and not self._settled():
+                await asyncio.sleep(_SOON)
+                continue
             self.take(await self._collect())
             await asyncio.sleep(STEP)
 

@@ -153,7 +153,12 @@ class Supervisor:
             lambda endpoint: rollout_section(endpoint, settings).providers,
             time.time,
         )
-        self.slo = SloWatch(settings.slos(), self.fleet.collect, lambda model: deadline_of(model, settings))
+        self.slo = SloWatch(
+            settings.slos(),
+            self.fleet.collect,
+            lambda model: deadline_of(model, settings),
+            lambda: not self.fleet.awaiting_adoption(),
+        )
         self.live_figures: LiveFigures
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
