@@ -178,3 +178,22 @@ def test_bench_asks_the_service_what_it_promises(service: Served, capsys: pytest
     assert told["at"]["verdict"] == "BROKEN", "no answer takes a microsecond"
     with pytest.raises(SettingsError, match="promises nothing for 'free'"):
         run([*words, "--model", "free", "--admin-url", admin])
+
+
+def test_a_killed_supervisor_forgets_rates_and_no_counts(tmp_path: Path) -> None:
+    publish(tmp_path / "models", "strict", 1)
+    (tmp_path / "octoserve.yaml").write_text(SPEC)
+    flags = ("--spec", str(tmp_path / "octoserve.yaml"))
+    with serving(tmp_path / "models", tmp_path / "run", *flags, finish=False) as served:
+        assert asked(served, "strict", 10) == [200] * 10
+        until(lambda: counted(served).get(("strict", "latency")) == (0, 10), 60, "ten late answers")
+        served.kill()
+        after = Served(served.repository, served.state_dir, *flags, workers=1)
+        try:
+            until(lambda: counted(after).get(("strict", "latency")) == (0, 10), 60, "the living worker's counts")
+            until(lambda: after.admin("GET", "/api/slo")[1]["known_seconds"] > 0, 60, "a first look")
+            assert set(_view(after, "strict", "latency")["burn_rate"].values()) == {0.0}, "it was before its time"
+            assert asked(after, "strict", 1) == [200]
+            until(lambda: _view(after, "strict", "latency")["burn_rate"]["5m"] == 100.0, 60, "and this is news")
+        finally:
+            after.clean()

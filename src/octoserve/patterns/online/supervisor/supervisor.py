@@ -157,7 +157,7 @@ class Supervisor:
             settings.slos(),
             self.fleet.collect,
             lambda model: deadline_of(model, settings),
-            lambda: not self.fleet.awaiting_adoption(),
+            lambda: all(member.snapshot for member in self.fleet.members() if member.adopted),
         )
         self.live_figures: LiveFigures
         self._tasks: set[asyncio.Task[Any]] = set()
