@@ -185,6 +185,10 @@ def test_text_cells_are_parsed_and_never_cast() -> None:
 def test_a_large_body_of_nothing_is_refused() -> None:
     with pytest.raises(TooLarge, match="empty lists"):
         ValueReader(PAIR).rows(b"[" + b"[]," * 100_000 + b"[]]", "instances")
+    with pytest.raises(TooLarge, match="more rows"):
+        ValueReader(PAIR).rows(b"[" + b"{}," * 100_000 + b"{}]", "instances")
+    with pytest.raises(TooLarge, match="send arrays"):
+        ValueReader(PAIR).rows(b"[" + b'{"p":1,"q":2},' * 400_000 + b"{}]", "instances")
     wide = ValueReader(Signature([TensorSpec("x", "FP32", (-1, 8))], [], True), {"": tuple("abcdefgh")}, "nan")
     with pytest.raises(TooLarge, match="more rows"):
         wide.rows(b"[" + b"{}," * 100_000 + b"{}]", "instances")

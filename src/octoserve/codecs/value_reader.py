@@ -34,6 +34,8 @@ from octoserve.core.tensors import Buffer, Tensor
 _FIRST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 _B64 = re.compile(rb'[\s\[]*\{\s*"b64"\s*:')
 _MAX_COLUMN_SETS = 64
+_MAX_RECORDS = 4 << 20
+"""Bytes of rows whose names mean nothing: each becomes a dict, which takes many times its text."""
 
 Row = tuple[Any, ...]
 
@@ -112,6 +114,8 @@ class ValueReader:
 
     def _records(self, text: Buffer, what: str) -> Tensor:
         """Objects whose names mean nothing to the model: their values are its columns, as they stand."""
+        if len(text) > _MAX_RECORDS:
+            raise TooLarge(f"{what}: {len(text)} bytes of named rows for a model without names; send arrays")
         only = self._inputs[0]
         of_dicts = [lists_of(dict.__class_getitem__((str, kinds[only.kind])), 1) for kinds in (KINDS, LENIENT)]
         pair = Pair(*of_dicts)
@@ -216,7 +220,7 @@ class _Fields:
 
     def objects(self, text: Buffer, what: str) -> list[Row]:
         """An array of objects, at least one."""
-        if len(text) > LARGE and bytes(text).count(b"{") * len(self.names) > len(text):
+        if len(text) > LARGE and bytes(text).count(b"{") * (len(self.names) + 4) > len(text):
             raise TooLarge(f"{what}: more rows than this many bytes can fill; send fewer at a time")
         came, lenient = self._objects.decode(text, what)
         rows = list(map(msgspec.structs.astuple, came))

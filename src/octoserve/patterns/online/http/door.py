@@ -17,11 +17,10 @@ from octoserve.codecs.open_inference_json import Request, decode_request, encode
 from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
-from octoserve.patterns.online.http.coding import decompress as decompress
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.families import Families
 from octoserve.patterns.online.http.head import Handler, Head
-from octoserve.patterns.online.http.infer_head import InferHead as InferHead
+from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.patterns.online.http.routes import Answer, Route, get, method, respond_to
 from octoserve.patterns.online.service import ServerMetadata, Service
 from octoserve.patterns.online.settings import DOORS, Limits
