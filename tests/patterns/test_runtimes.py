@@ -128,20 +128,22 @@ def test_a_batch_gives_the_same(place: Place, kind: str, tmp_path: Path) -> None
         assert came["label"].to_pylist() == ["fraud" if p >= 0.5 else "legit" for p in expected["prediction"]]
 
 
-def test_a_queue_gives_the_same(place: Place, tmp_path: Path) -> None:
-    inputs, expected = place.made["labelled"]
-    lines = [encoded(dict(zip(NAMES, row.tolist(), strict=True))) for row in inputs["features"][:5]]
+def test_a_queue_gives_the_same(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a class, which is trusted by the environment here, since nobody says so in a settings file."""
+    monkeypatch.setenv("OCTOSERVE_TRUST", "code")
+    inputs, expected = place.made["python"]
+    lines = [encoded({"id": str(i), **dict(zip(NAMES, row.tolist(), strict=True))})
+             for i, row in enumerate(inputs["rows"])]  # fmt: skip
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     octoserve_cli(tmp_path, "queue", "send", "embedded", str(tmp_path / "rows.jsonl"))
     octoserve_cli(
-        tmp_path, "queue", "run", "--repository", str(place.repository), "--model", "labelled", "--source", "embedded",
+        tmp_path, "queue", "run", "--repository", str(place.repository), "--model", "python", "--source", "embedded",
         "--sink", "sqlite:///answers.db?table=t", "--until-idle", "1s",
     )  # fmt: skip
     with closing(sqlite3.connect(tmp_path / "answers.db")) as db:
-        found = db.execute("select prediction, label from t order by prediction").fetchall()
-    wanted = sorted(expected["prediction"][:5].tolist())
-    assert np.allclose([score for score, _ in found], wanted, rtol=1e-6)
-    assert [label for _, label in found] == ["fraud" if p >= 0.5 else "legit" for p in wanted]
+        found = dict(db.execute("select message_id, kind from t").fetchall())
+    assert [found[str(i)] for i in range(len(lines))] == expected["kind"].tolist()
+    assert set(found.values()) == {"big", "small"}
 
 
 def octoserve_cli(folder: Path, *arguments: str, code: int = 0) -> str:

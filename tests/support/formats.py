@@ -151,6 +151,7 @@ class Model:
 PYTHON_YAML = """
 inputs: [{name: rows, datatype: FP32, shape: [-1, 3]}]
 outputs: [{name: rows, datatype: FP32, shape: [-1, 3]}, {name: kind, datatype: BYTES}]
+features: [amount, age, hour]
 options: {plus: 1}
 """
 

@@ -20,6 +20,7 @@ from octoserve.runtimes.protocol import LoadedModel, Runtime, RuntimeSettings
 
 log = logging.getLogger(__name__)
 
+
 def found(taken: Collection[str]) -> dict[str, Runtime]:
     """By name. One that cannot be imported stays known, and says why when a version wants it.
 

@@ -13,7 +13,7 @@ from octoserve.core.errors import BrokenVersion
 from octoserve.core.tensors import Array
 from octoserve.runtimes.library import artifact, first_line, needed
 from octoserve.runtimes.protocol import LoadedModel, RuntimeSettings
-from octoserve.runtimes.tabular import Facts, TabularModel
+from octoserve.runtimes.tabular import Facts, TabularModel, parted
 
 
 class LightGBMRuntime:
@@ -58,23 +58,26 @@ def _facts(booster: Any, file: str) -> Facts:
     names = tuple(booster.feature_name())
     if names == tuple(f"Column_{i}" for i in range(width)):
         names = ()  # what it writes where there were none
-    return Facts(file, width, "FP64", names, _categories(booster, names, file))
+    texts, numbers = parted(_categories(booster, names, file))
+    return Facts(file, width, "FP64", names, texts, numbers)
 
 
-def _categories(booster: Any, names: tuple[str, ...], file: str) -> dict[str, tuple[str, ...]]:
+def _categories(booster: Any, names: tuple[str, ...], file: str) -> dict[str, list[Any]]:
     """pandas' categories come as a list for each categorical column, without the columns' names."""
     kept = booster.pandas_categorical or []
-    if not any(isinstance(text, str) for texts in kept for text in texts):
+    if not kept:
         return {}
-    # The columns are those whose range is written as a list of codes, or as `none` where only one was seen.
-    ranges = _feature_infos(booster)
-    columns = [name for name, info in zip(names, ranges, strict=False) if not info.startswith("[")]
+    # A column of codes has a list of them for its range; where only one was seen it may have `none`, as a number may.
+    ranges = list(zip(names, _feature_infos(booster), strict=False))
+    columns = [name for name, info in ranges if not info.startswith("[") and info != "none"]
+    if len(columns) != len(kept):
+        columns = [name for name, info in ranges if not info.startswith("[")]
     if len(columns) != len(kept):
         raise BrokenVersion(
-            f"{file}: it has texts for {len(kept)} columns, and which they are cannot be told; take codes instead of "
-            "texts and train it again"
+            f"{file}: it has categories of {len(kept)} columns, and which they are cannot be told; train it with codes "
+            "instead"
         )
-    return {name: tuple(texts) for name, texts in zip(columns, kept, strict=True) if isinstance(texts[0], str)}
+    return dict(zip(columns, kept, strict=True))
 
 
 def _feature_infos(booster: Any) -> list[str]:

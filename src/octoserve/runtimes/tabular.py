@@ -32,6 +32,7 @@ class Facts(msgspec.Struct, frozen=True):
     datatype:   of the matrix, where the version declares none
     names:      of the columns, in order; empty where it has none
     categories: feature -> its texts in the order of their codes
+    numbers:    the same of features whose categories are numbers, where a number is not its own code
     """
 
     file: str
@@ -39,6 +40,7 @@ class Facts(msgspec.Struct, frozen=True):
     datatype: str
     names: tuple[str, ...] = ()
     categories: Mapping[str, tuple[str, ...]] = {}
+    numbers: Mapping[str, tuple[float, ...]] = {}
 
 
 class TabularModel:
@@ -60,6 +62,7 @@ class TabularModel:
         inputs = _inputs(facts, settings, names, texts)
         self._dtype = DATATYPES[facts.datatype if texts or len(inputs) > 1 else inputs[0].datatype].dtype
         self._codes = {at: {text: code for code, text in enumerate(texts[name])} for at, name in _at(inputs, texts)}
+        self._numbers = {at: facts.numbers[name] for at, name in enumerate(names) if name in facts.numbers}
         self._columns = len(inputs) > 1 or bool(self._codes)
         features = {} if self._columns or not names else {inputs[0].name: names}
         outputs = self._probe(facts.width)
@@ -82,6 +85,8 @@ class TabularModel:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `runtimes.protocol.LoadedModel.run`."""
         matrix = self._matrix(inputs) if self._columns else inputs[0]
+        if self._numbers:
+            matrix = self._numbered(matrix)
         if self._refuse_missing and np.isnan(matrix).any():
             row, column = np.argwhere(np.isnan(matrix))[0]
             raise InvalidInput(
@@ -103,6 +108,23 @@ class TabularModel:
             codes = self._codes.get(at)
             values = column.reshape(len(column))
             matrix[:, at] = values if codes is None else self._coded(codes, values, self._names[at])
+        return matrix
+
+    def _numbered(self, matrix: Array) -> Array:
+        """Numbers that stand for categories become their codes; a missing one stays missing."""
+        matrix = matrix.copy()
+        for at, known in self._numbers.items():
+            values = matrix[:, at]
+            codes = np.full(len(values), np.nan)
+            for code, number in enumerate(known):
+                codes[values == number] = code
+            unknown = np.isnan(codes) & ~np.isnan(values)
+            if unknown.any():
+                raise InvalidInput(
+                    f"{self._names[at]}: {values[unknown][0]:g} is no category of it; the model knows "
+                    f"{', '.join(f'{number:g}' for number in known[:20])}"
+                )
+            matrix[:, at] = codes
         return matrix
 
     def _coded(self, codes: Mapping[str, int], values: Array, name: str) -> list[float]:
@@ -186,3 +208,19 @@ def _inputs(
 
 def _at(inputs: Sequence[TensorSpec], texts: Mapping[str, tuple[str, ...]]) -> list[tuple[int, str]]:
     return [(at, spec.name) for at, spec in enumerate(inputs) if spec.name in texts]
+
+
+def parted(
+    categories: Mapping[str, Sequence[object]],
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[float, ...]]]:
+    """Texts, and numbers that are not their own codes. Raises ValueError for what is neither."""
+    texts: dict[str, tuple[str, ...]] = {}
+    numbers: dict[str, tuple[float, ...]] = {}
+    for name, values in categories.items():
+        if values and all(isinstance(value, str) for value in values):
+            texts[name] = tuple(str(value) for value in values)
+        elif not all(isinstance(value, int | float) for value in values):
+            raise ValueError(f"the categories of {name} are neither texts nor numbers: {list(values)[:5]}")
+        elif list(values) != list(range(len(values))):
+            numbers[name] = tuple(float(value) for value in values)  # type: ignore[arg-type]
+    return texts, numbers

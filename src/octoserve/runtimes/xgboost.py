@@ -14,7 +14,7 @@ from octoserve.core.errors import BrokenVersion
 from octoserve.core.tensors import Array
 from octoserve.runtimes.library import artifact, first_line, needed
 from octoserve.runtimes.protocol import LoadedModel, RuntimeSettings
-from octoserve.runtimes.tabular import Facts, TabularModel
+from octoserve.runtimes.tabular import Facts, TabularModel, parted
 
 _PLACE = re.compile(r"^\[[\d:]+\] \S+?:\d+: ")
 """How XGBoost's errors begin: a time, and where in its sources."""
@@ -50,20 +50,15 @@ def _facts(booster: Any, file: str) -> Facts:
     if not width:
         raise BrokenVersion(f"{file}: a model without features")
     names = tuple(booster.feature_names or ())
-    return Facts(file, width, "FP32", names, _categories(booster))
+    texts, numbers = parted(_categories(booster))
+    return Facts(file, width, "FP32", names, texts, numbers)
 
 
-def _categories(booster: Any) -> dict[str, tuple[str, ...]]:
-    """Those that are texts; numbers stay numbers."""
+def _categories(booster: Any) -> dict[str, list[Any]]:
     if "c" not in (booster.feature_types or ()) or not hasattr(booster, "get_categories"):
         return {}
     try:
         kept = booster.get_categories(export_to_arrow=True).to_arrow()
-    except Exception:  # it needs pyarrow for this; without, codes are wanted unless model.yaml has the texts
+    except ImportError:  # it needs pyarrow for this; without, codes are wanted unless model.yaml has the texts
         return {}
-    found: dict[str, tuple[str, ...]] = {}
-    for name, values in kept:
-        texts = values.to_pylist() if values is not None else []
-        if texts and all(isinstance(text, str) for text in texts):
-            found[name] = tuple(texts)
-    return found
+    return {name: values.to_pylist() for name, values in kept if values is not None}
