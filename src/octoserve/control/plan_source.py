@@ -74,9 +74,10 @@ def call(place: str, path: str, body: bytes | None = None, timeout: float = _TIM
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"--plan {place!r}: an address like {ADMIN}, a state directory or a file is wanted")
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        request = urllib.request.Request(f"{url.rstrip('/')}{path}", body, headers)
+        request = urllib.request.Request(f"{url.rstrip('/')}{path}", body)
+        if token:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")  # it is of this service alone
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             data: bytes = answer.read()
             return data

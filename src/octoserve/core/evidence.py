@@ -155,7 +155,7 @@ def join_keys(samples: Iterable[tuple[int, dict[int, str]]]) -> tuple[int, dict[
 
 
 def seen_of(seed: str, endpoint: str, stratum: str, seen: Iterable[Seen]) -> Seen | None:
-    """What several processes have seen of one rollout's current stratum, as if it were one; None where it is nothing."""
+    """What several processes have seen of a rollout's current stratum, as if they were one; None if nothing."""
     told = [each for each in seen if each.seed == seed]
     cut = next((each.cut for each in told if each.cut), "")
     mine = [each for each in told if stratum and each.evidence.name == stratum]
