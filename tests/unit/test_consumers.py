@@ -12,7 +12,7 @@ import pytest
 
 from octoserve.core.errors import SettingsError, Unavailable
 from octoserve.patterns.message_queue.consumers import Consumers
-from octoserve.telemetry.metrics import Family, Sample
+from octoserve.telemetry.families import Family, Sample
 from support.queues import Ticking
 from support.supervised import until
 

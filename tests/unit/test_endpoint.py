@@ -13,7 +13,8 @@ from octoserve.core.tensors import Tensor
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.lifecycle.lease import Handle
 from octoserve.routing.plan import RoutePlan, split_arms
-from octoserve.telemetry.metrics import Family, Registry
+from octoserve.telemetry.families import Family
+from octoserve.telemetry.metrics import Registry
 from support.loops import FakeClock, InlineExecutor, ManualExecutor, drive, loop, ticks
 from support.models import Asked, FakeModel, floats, handle_of, publish
 

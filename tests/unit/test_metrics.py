@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octoserve.telemetry.metrics import FOLD_AT, SECONDS, Family, Histogram, Registry
+from octoserve.telemetry.families import Family
+from octoserve.telemetry.metrics import FOLD_AT, SECONDS, Histogram, Registry
 
 BOUNDS = (0.1, 1.0, 10.0)
 _VALUES = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0.0, *BOUNDS])), max_size=60)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from octoserve.telemetry.metrics import Family, Registry, Sample
+from octoserve.telemetry.families import Family, Sample
+from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.prometheus import CONTENT_TYPE, merge, render
 
 BOUNDS = (0.1, 1.0)

@@ -10,10 +10,9 @@ import pytest
 
 from octoserve import spec
 from octoserve.core.errors import DeadlineExceeded, InvalidInput, NotFound, Overloaded, SettingsError
-from octoserve.core.slo import DAY, WINDOWS, Slo, Slos, alerts, burn
+from octoserve.core.slo import BAD, DAY, GOOD, WINDOWS, Slo, Slos, alerts, burn
 from octoserve.dataplane.call import NEVER
 from octoserve.dataplane.endpoint import DataPlane
-from octoserve.dataplane.slo import BAD, GOOD
 from octoserve.patterns.online.settings import Admission
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
 from octoserve.patterns.online.supervisor.supervisor import fingerprint_of

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from octoserve.core.slo import DAY, WINDOWS, Slo, Slos
-from octoserve.dataplane.slo import BAD, GOOD
+from octoserve.core.slo import BAD, DAY, GOOD, WINDOWS, Slo, Slos
 from octoserve.patterns.online.supervisor.slo_watch import COARSE, FINE, STEP, Ring, SloWatch
 from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.prometheus import render

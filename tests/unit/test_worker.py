@@ -17,8 +17,8 @@ from octoserve.patterns.online.link.messages import CatalogEntry, Desired
 from octoserve.patterns.online.settings import WorkerConfig
 from octoserve.patterns.online.worker import Worker, raise_open_files
 from octoserve.routing.plan import RoutePlan
+from octoserve.telemetry.families import Family
 from octoserve.telemetry.logs import DroppingHandler
-from octoserve.telemetry.metrics import Family
 
 
 class Versions:

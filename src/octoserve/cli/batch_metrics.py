@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from octoserve.patterns.batch.job import Job
 from octoserve.patterns.batch.progress import Progress
-from octoserve.telemetry.metrics import Family, Sample
+from octoserve.telemetry.families import Family, Sample
 
 
 def families(job: Job, progress: Progress) -> list[Family]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from octoserve.core.errors import SettingsError
-from octoserve.telemetry.metrics import Family
+from octoserve.telemetry.families import Family
 from octoserve.telemetry.prometheus import CONTENT_TYPE, render
 
 

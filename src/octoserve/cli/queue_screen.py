@@ -16,7 +16,7 @@ from rich.table import Table
 
 from octoserve.cli.metrics_page import MetricsServer
 from octoserve.connectors.queues.protocol import DeadLetter, Lag, Message
-from octoserve.telemetry.metrics import Family
+from octoserve.telemetry.families import Family
 
 if TYPE_CHECKING:
     from octoserve.patterns.message_queue.cutovers import Cutover

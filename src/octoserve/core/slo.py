@@ -14,6 +14,8 @@ QUANTILE = 0.99
 DEADLINE_FACTOR = 2.0
 """Default deadline of an endpoint, in latency targets; see docs/slo.md#the-deadline."""
 LATENCY, AVAILABILITY = "latency", "availability"
+GOOD, BAD = "octoserve_slo_good_total", "octoserve_slo_bad_total"
+"""Metrics."""
 WINDOWS = {"5m": 300.0, "30m": 1800.0, "1h": 3600.0, "6h": 21600.0, "3d": 259200.0}
 """Over which burn rates are kept, in seconds."""
 

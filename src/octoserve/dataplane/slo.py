@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 from octoserve.core.errors import CLIENTS_DOING
-from octoserve.core.slo import AVAILABILITY, LATENCY, Slo, Slos
-from octoserve.telemetry.metrics import Family, Histogram, Labels, Registry, Sample
+from octoserve.core.slo import AVAILABILITY, BAD, GOOD, LATENCY, Slo, Slos
+from octoserve.telemetry.families import Family, Labels, Sample
+from octoserve.telemetry.metrics import Histogram, Registry
 
-GOOD, BAD = "octoserve_slo_good_total", "octoserve_slo_bad_total"
 INTERNAL = "internal"
 """The door of calls that come from inside the process."""
 

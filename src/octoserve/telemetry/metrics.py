@@ -11,34 +11,14 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
+from octoserve.telemetry.families import Family, Labels, Sample
+
 FOLD_AT = 1024
 
 SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
-
-Labels = tuple[str, ...]
-
-
-class Sample(msgspec.Struct, frozen=True, array_like=True):
-    """One series. A counter or gauge has its value in `total`; a histogram also count and buckets."""
-
-    labels: Labels
-    total: float
-    count: int = 0
-    buckets: tuple[int, ...] = ()
-
-
-class Family(msgspec.Struct, frozen=True, array_like=True):
-    """All series of one name."""
-
-    name: str
-    kind: str  # counter | gauge | histogram
-    help: str
-    label_names: Labels
-    bounds: tuple[float, ...]
-    samples: tuple[Sample, ...]
 
 
 class Histogram:

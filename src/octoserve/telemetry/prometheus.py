@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from octoserve.telemetry.metrics import Family, Labels, Sample
+from octoserve.telemetry.families import Family, Labels, Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _decode = msgspec.msgpack.Decoder(list[Family]).decode

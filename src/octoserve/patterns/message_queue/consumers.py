@@ -19,7 +19,7 @@ from octoserve.core.errors import OctoserveError
 from octoserve.patterns.message_queue.keeper import Keeper
 from octoserve.patterns.message_queue.settings import QueueSettings
 from octoserve.patterns.message_queue.supervisor import Spawn, Supervisor
-from octoserve.telemetry.metrics import Family
+from octoserve.telemetry.families import Family
 from octoserve.telemetry.prometheus import merge
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from octoserve.connectors.queues.protocol import Lag
 from octoserve.core.clock import Clock
-from octoserve.telemetry.metrics import ROWS, SECONDS, Labels, Registry
+from octoserve.telemetry.families import Labels
+from octoserve.telemetry.metrics import ROWS, SECONDS, Registry
 
 STORED, REPEATED, RETRIED, DEAD = "stored", "repeated", "retried", "dead"
 SCORED, FAILED = "scored", "failed"

@@ -22,7 +22,7 @@ from octoserve.core.errors import SettingsError, Unavailable
 from octoserve.patterns.message_queue.following import Deaths, Followed, Follower, said_of, seen_by
 from octoserve.patterns.message_queue.settings import QueueSettings, WorkerConfig, owner_of
 from octoserve.patterns.message_queue.worker import ASKED_WRONGLY, DONE, FENCED, Report
-from octoserve.telemetry.metrics import Family, Labels, Sample
+from octoserve.telemetry.families import Family, Labels, Sample
 from octoserve.telemetry.prometheus import merge
 
 log = logging.getLogger(__name__)

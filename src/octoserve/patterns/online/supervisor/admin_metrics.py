@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octoserve.patterns.online.supervisor.plan_times import BOUNDS
-from octoserve.telemetry.metrics import Family, Sample
+from octoserve.telemetry.families import Family, Sample
 from octoserve.telemetry.prometheus import CONTENT_TYPE, merge, render
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from octoserve.patterns.online.settings import AsyncRequests
-from octoserve.telemetry.metrics import Family
+from octoserve.telemetry.families import Family
 
 if TYPE_CHECKING:
     from octoserve.spec import ServeSettings

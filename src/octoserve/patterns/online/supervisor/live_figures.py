@@ -16,7 +16,7 @@ import numpy as np
 
 from octoserve.core.errors import CLIENTS_DOING
 from octoserve.routing.plan import BUCKETS, RoutePlan
-from octoserve.telemetry.metrics import Family
+from octoserve.telemetry.families import Family
 
 STEP = 2.0
 POINTS = 150

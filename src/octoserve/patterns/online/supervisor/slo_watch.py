@@ -16,9 +16,8 @@ from typing import Any
 import msgspec
 
 from octoserve.core.clock import Clock, monotonic
-from octoserve.core.slo import WINDOWS, Slo, Slos, alerts, burn
-from octoserve.dataplane.slo import BAD, GOOD
-from octoserve.telemetry.metrics import Family, Sample
+from octoserve.core.slo import BAD, GOOD, WINDOWS, Slo, Slos, alerts, burn
+from octoserve.telemetry.families import Family, Sample
 
 STEP = 15.0
 """Seconds between two counts."""
