@@ -37,7 +37,9 @@ def bench(
         bool, typer.Option(help="Whether the promise is kept at --rate, up to which rate, and what to set for replicas")
     ] = False,
     find: Annotated[bool, typer.Option(help="With --verify-slo: look for the highest rate")] = True,
-    latency_p99: Annotated[str, typer.Option(help="With --verify-slo: 20ms, instead of what the service promises")] = "",
+    latency_p99: Annotated[
+        str, typer.Option(help="With --verify-slo: 20ms, instead of what the service promises")
+    ] = "",
     availability: Annotated[str, typer.Option(help="With --verify-slo: 99.9%, likewise")] = "",
     admin_url: Annotated[
         str, typer.Option(envvar="OCTOSERVE_ADMIN_URL", help="With --verify-slo: whom to ask what is promised")
