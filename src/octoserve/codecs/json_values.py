@@ -24,7 +24,8 @@ from octoserve.core.signature import TensorSpec
 from octoserve.core.tensors import Buffer, Tensor
 
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_BARE = re.compile(rb'"(?:[^"\\]|\\.)*"|(?<![\w"])-?(?:NaN|Infinity)(?![\w"])', re.DOTALL)
+_BARE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|(?<![\w"])-?(?:NaN|Infinity)(?![\w"])', re.DOTALL)
+"""A text to pass over, to the end where it is not closed, or a bare word. Never goes back: that would be quadratic."""
 _EMPTY = re.compile(rb"\[\s*\]")
 _MAX_EMPTY = 4096
 _BAD = (msgspec.DecodeError, UnicodeDecodeError)  # a ValidationError is a DecodeError

@@ -18,7 +18,7 @@ from octoserve.codecs.json_answers import AnswerStyle, by_output, by_row, row_te
 from octoserve.codecs.json_values import decode_frame
 from octoserve.codecs.value_reader import ValueReader
 from octoserve.core.datatypes import DATATYPES
-from octoserve.core.errors import InvalidInput
+from octoserve.core.errors import InvalidInput, TooLarge
 from octoserve.core.results import Result
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Tensor
@@ -26,6 +26,8 @@ from octoserve.core.tensors import Tensor
 ROWS, COLUMNS = "rows", "columns"
 SIGNATURE = "serving_default"
 _STYLE = AnswerStyle(base64=True)
+_MAX_EXAMPLES = 4 << 20
+"""Bytes of examples, each with what their context adds: they become dicts, which take many times their text."""
 _encode = msgspec.json.encode
 
 
@@ -75,10 +77,16 @@ def _check_signature(name: str | None) -> None:
 
 def decode_examples(body: bytes, reader: ValueReader) -> list[Tensor]:
     """`examples` as rows, what `context` says added to each. Raises InvalidInput, TooLarge."""
+    if len(body) > _MAX_EXAMPLES:
+        raise TooLarge(f"examples: {len(body)} bytes came, at most {_MAX_EXAMPLES} are taken at a time")
     frame: _Examples = decode_frame(body, _examples, 'an object with "examples"')
     _check_signature(frame.signature_name)
     if not frame.examples:
         raise InvalidInput("examples: at least one is wanted")
+    shared = sum(len(name) + len(value) + 8 for name, value in frame.context.items())
+    size = len(body) + shared * len(frame.examples)
+    if size > _MAX_EXAMPLES:
+        raise TooLarge(f"examples: {size} bytes, with the context in each; at most {_MAX_EXAMPLES} are taken at a time")
     rows = [{**frame.context, **example} for example in frame.examples]
     return reader.rows(_encode(rows), "examples")
 

@@ -1,0 +1,37 @@
+"""Bodies that are small, and would cost much to read."""
+
+from __future__ import annotations
+
+import pytest
+
+from octoserve.codecs.tensorflow_serving import decode_examples, decode_predict
+from octoserve.codecs.value_reader import ValueReader
+from octoserve.core.errors import InvalidInput, TooLarge
+from octoserve.core.signature import Signature, TensorSpec
+
+READER = ValueReader(Signature([TensorSpec("x", "FP32", (-1, 2))], [TensorSpec("y", "FP32", (-1,))], batchable=True))
+
+
+def test_a_text_that_is_not_closed_is_looked_at_once() -> None:
+    body = b'{"instances": ["' + b'\\"' * 200_000  # a search from each of its quotes takes many minutes
+    with pytest.raises(InvalidInput, match="truncated"):
+        decode_predict(body, READER)
+
+
+def test_a_bare_word_is_taken_and_one_in_a_text_is_none() -> None:
+    tensors, _ = decode_predict(rb'{"signature_name": "", "a \" NaN": "NaN", "instances": [[NaN, -Infinity]]}', READER)
+    assert str(tensors[0].array().tolist()) == "[[nan, -inf]]"
+
+
+@pytest.mark.parametrize("value", [b"1", b'"' + b"v" * 100_000 + b'"'])
+def test_a_context_is_not_multiplied_without_end(value: bytes) -> None:
+    context = b",".join(b'"a%d":%b' % (i, value) for i in range(1 if len(value) > 1 else 5000))
+    body = b'{"context":{%b},"examples":[%b]}' % (context, b",".join([b'{"x":[1,2]}'] * 5000))
+    assert len(body) < 200_000
+    with pytest.raises(TooLarge, match="with the context in each"):
+        decode_examples(body, READER)
+
+
+def test_a_small_context_is_added_to_each_example() -> None:
+    tensors = decode_examples(b'{"context":{"x":[1,2]},"examples":[{},{"x":[3,4]}]}', READER)
+    assert tensors[0].array().tolist() == [[1, 2], [3, 4]]
