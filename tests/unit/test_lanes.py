@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octoserve.core.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
+from octoserve.core.errors import DeadlineExceeded, Internal, InvalidInput, Overloaded, Unavailable
 from octoserve.core.tensors import Array
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.lifecycle.lease import Handle
@@ -209,5 +209,22 @@ def test_without_lanes_nothing_changes() -> None:
         house.shared.run_one()
         await until(lambda: call.answers == 1)
         assert np.array_equal(call.rows_of(0), [[3, 3]])
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("ends", [SystemExit, GeneratorExit, asyncio.CancelledError])
+def test_a_run_that_would_end_its_thread_is_answered_and_its_lane_is_free(ends: Any) -> None:
+    async def story() -> None:
+        model = Waiting(1, ends)
+        house = House(model)
+        model.go.set()
+        calls = [house.ask(1), house.ask(2)]
+        await until(lambda: all(call.error is not None for call in calls))
+        assert {type(call.error) for call in calls} == {Internal}
+        model.raises = None
+        again = house.ask(3)
+        await until(lambda: again.result is not None)
+        house.check_empty()
 
     asyncio.run(story())

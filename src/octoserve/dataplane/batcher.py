@@ -253,14 +253,16 @@ class Batcher:
             return [(calls, Ran(handle.ref.model, handle.ref.version, handle.signature, outputs))]
         except (Unavailable, Overloaded) as error:  # of a server behind the model: no half of the batch would do better
             return [([call], error) for call in calls]
-        except Exception as error:
+        except BaseException as error:  # sys.exit, or a panic of Rust: in a thread it would leave calls unanswered
+            if isinstance(error, KeyboardInterrupt):
+                raise
             if len(calls) > 1:
                 half = len(calls) // 2
                 halves = (calls[:half], calls[half:])
                 return [part for some in halves for part in self._run(some, sum(c.rows for c in some))]
             return [(calls, self._blame(error))]
 
-    def _blame(self, error: Exception) -> OctoserveError:
+    def _blame(self, error: BaseException) -> OctoserveError:
         if isinstance(error, OctoserveError) and not isinstance(error, Internal):
             return error
         now = self._clock()

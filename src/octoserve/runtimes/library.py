@@ -32,6 +32,6 @@ def artifact(folder: Path, names: tuple[str, ...]) -> Path:
     return found
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:500]

@@ -70,8 +70,12 @@ class PythonRuntime:
         if type(lanes) is not int or not 1 <= lanes <= 1024:
             raise BrokenVersion(f"model.yaml: options: lanes: 1 to 1024 wanted, {lanes!r} came")
         module = _import(path)
-        model = _make(module, folder, settings.options)
-        return PythonModel(model, settings, lanes)
+        try:
+            model = _make(module, folder, settings.options)
+        except BrokenVersion:
+            _forget(module.__name__)
+            raise
+        return PythonModel(model, settings, lanes, module.__name__)
 
 
 def _import(path: Path) -> ModuleType:
@@ -86,10 +90,18 @@ def _import(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
+    except BaseException as error:  # sys.exit is one, and what Rust's panics become
+        _forget(name)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise BrokenVersion(f"{path.name}: {type(error).__name__}: {first_line(error)}{_where(error, path)}") from error
     return module
+
+
+def _forget(name: str) -> None:
+    """The module, and those beside it that it imported: a version that is gone holds no memory."""
+    for known in [other for other in sys.modules if other == name or other.startswith(f"{name}.")]:
+        del sys.modules[known]
 
 
 def _where(error: BaseException, path: Path) -> str:
@@ -115,7 +127,9 @@ def _make(module: ModuleType, folder: Path, options: Mapping[str, Any]) -> Any:
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
     try:
         return kind(**{name: value for name, value in offered.items() if name in takes or anything})
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         where = _where(error, Path(module.__file__ or ""))
         raise BrokenVersion(f"{_FILE}: {wanted}(): {type(error).__name__}: {first_line(error)}{where}") from error
 
@@ -125,15 +139,17 @@ class PythonModel:
 
     platform = "python"
 
-    def __init__(self, model: Any, settings: RuntimeSettings, lanes: int) -> None:
+    def __init__(self, model: Any, settings: RuntimeSettings, lanes: int, module: str = "") -> None:
+        """module: its name, which is forgotten with the model"""
         self._model = model
+        self._module = module
         self._loop: asyncio.AbstractEventLoop | None = None
         self._predict: Callable[[dict[str, Array]], Any] = model.predict
         self.lanes = 1
         if inspect.iscoroutinefunction(model.predict):
             self.lanes = lanes
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="model", daemon=True).start()
+            threading.Thread(target=_keep_running, args=(self._loop,), name="model", daemon=True).start()
             self._predict = self._awaited
         inputs, outputs = settings.inputs or (), settings.outputs or ()
         rows = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
@@ -148,7 +164,12 @@ class PythonModel:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `runtimes.protocol.LoadedModel.run`."""
-        given = self._predict({spec.name: a for spec, a in zip(self.signature.inputs, inputs, strict=True)})
+        try:
+            given = self._predict({spec.name: a for spec, a in zip(self.signature.inputs, inputs, strict=True)})
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # sys.exit: it ends neither a thread nor a server, and nobody would answer
+            raise Internal(f"predict ended with {type(error).__name__}: {error}") from error
         outputs = self.signature.outputs
         if not isinstance(given, Mapping):
             if len(outputs) != 1:
@@ -163,8 +184,7 @@ class PythonModel:
 
     def _awaited(self, inputs: dict[str, Array]) -> Any:
         assert self._loop is not None
-        coroutine: Coroutine[Any, Any, Any] = self._model.predict(inputs)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(_guarded(self._model.predict(inputs)), self._loop).result()
 
     def close(self) -> None:
         """See `runtimes.protocol.LoadedModel.close`."""
@@ -176,7 +196,23 @@ class PythonModel:
         finally:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
+            _forget(self._module)
             del self._predict, self._model
+
+
+def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+async def _guarded(work: Coroutine[Any, Any, Any]) -> Any:
+    """What it gives; sys.exit in it would stop the loop, and with it all that is awaited there."""
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise Internal(f"predict ended with {type(error).__name__}: {error}") from error
 
 
 def _names(specs: Sequence[TensorSpec]) -> str:
@@ -191,8 +227,16 @@ def _as_declared(spec: TensorSpec, value: Any) -> Array:
         fits = array.dtype == object and all(isinstance(item, str | bytes) for item in array.ravel().tolist())
     else:
         fits = array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")
-        array = array.astype(dtype, copy=False) if fits else array
+        array = _cast(spec, array, dtype) if fits else array
     sizes = zip(array.shape, spec.shape, strict=False)
     if not fits or array.ndim != len(spec.shape) or not all(want in (-1, have) for have, want in sizes):
         raise Internal(f"output {spec} is declared, predict gave {array.dtype} of shape {list(array.shape)}")
     return array
+
+
+def _cast(spec: TensorSpec, array: Array, dtype: np.dtype[Any]) -> Array:
+    """Raises Internal for a whole number that is another in the declared datatype."""
+    cast = array.astype(dtype, copy=False)
+    if dtype.kind in "iu" and cast is not array and not np.array_equal(cast, array):
+        raise Internal(f"output {spec} is declared, predict gave {array.dtype} with a number that does not fit it")
+    return cast
