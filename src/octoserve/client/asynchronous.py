@@ -11,7 +11,7 @@ from typing import Any
 import httptools
 
 from octoserve.client import wire
-from octoserve.client.blocking import same
+from octoserve.client.talk import Ask, Steps, T, Talk
 from octoserve.client.wire import Answer
 from octoserve.core.errors import DeadlineExceeded, InvalidInput, Unavailable
 from octoserve.core.signature import Signature
@@ -36,7 +36,7 @@ class AsyncClient:
         self._headers = dict(headers or {})
         self._tls = tls if tls is not None or not self._address.tls else ssl.create_default_context()
         self._idle: list[_Connection] = []
-        self._signatures: dict[tuple[str, str], Signature] = {}
+        self._talk = Talk()
 
     async def predict(
         self,
@@ -49,37 +49,21 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, Array]:
         """See `Client.predict`."""
-        until = time.monotonic() + (self._timeout if timeout is None else timeout)
-        key = model, str(version)
-        known = self._signatures.get(key)
-        signature = known or await self.signature(model, version, timeout=until - time.monotonic())
-        try:
-            return await self._infer(key, signature, rows, outputs, until, headers)
-        except InvalidInput:
-            # The version that answers may have been replaced by one that takes something else.
-            if known is None or same(await self.signature(model, version, timeout=until - time.monotonic()), known):
-                raise
-            return await self._infer(key, self._signatures[key], rows, outputs, until, headers)
-
-    async def _infer(
-        self,
-        key: tuple[str, str],
-        signature: Signature,
-        rows: Any,
-        outputs: Sequence[str] | None,
-        until: float,
-        headers: Mapping[str, str] | None,
-    ) -> dict[str, Array]:
-        body, said = wire.request(signature, rows, outputs)
-        path = wire.path_of(*key) + "/infer"
-        return wire.arrays_in(await self._ask("POST", path, body, {**said, **(headers or {})}, until))
+        return await self._run(self._talk.predict(model, rows, str(version), outputs, headers or {}), timeout)
 
     async def signature(self, model: str, version: int | str = "", *, timeout: float | None = None) -> Signature:
         """See `Client.signature`."""
+        return await self._run(self._talk.signature(model, str(version)), timeout)
+
+    async def _run(self, steps: Steps[T], timeout: float | None) -> T:
         until = time.monotonic() + (self._timeout if timeout is None else timeout)
-        answer = await self._ask("GET", wire.path_of(model, str(version)), b"", {}, until)
-        found = self._signatures[model, str(version)] = wire.signature_in(answer)
-        return found
+        try:
+            ask = next(steps)
+            while True:
+                ask = steps.send(await self._carry(ask, until))
+        except StopIteration as over:
+            result: T = over.value
+            return result
 
     async def close(self) -> None:
         """Close the connections that no request is under way on."""
@@ -93,14 +77,14 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str], until: float) -> Answer:
+    async def _carry(self, ask: Ask, until: float) -> Answer:
         while True:
             connection = self._idle.pop() if self._idle else None
             kept = connection is not None
             left = until - time.monotonic()
             if left <= 0:
                 raise DeadlineExceeded(f"{self._address}: the time for this request is over")
-            content = self._request(method, path, body, headers, left)
+            content = self._request(ask, left)
             try:
                 async with asyncio.timeout(left):
                     if connection is None:
@@ -125,20 +109,20 @@ class AsyncClient:
                     connection.close()
                 return answer
 
-    def _request(self, method: str, path: str, body: bytes, headers: Mapping[str, str], left: float) -> bytes:
+    def _request(self, ask: Ask, left: float) -> bytes:
         address = self._address
         said = {
             "host": f"{address.host}:{address.port}",
-            "content-length": str(len(body)),
+            "content-length": str(len(ask.body)),
             "x-request-timeout": f"{left:.6f}",
             **self._headers,
-            **headers,
+            **ask.headers,
         }
         wrong = next((name for name, value in said.items() if not (name + value).isprintable()), None)
         if wrong is not None:
             raise InvalidInput(f"header {wrong!r}: one line of printable text is wanted")
         lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
-        return f"{method} {address.prefix}{path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body
+        return f"{ask.method} {address.prefix}{ask.path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + ask.body
 
 
 class _Connection:

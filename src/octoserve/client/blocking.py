@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octoserve.client import wire
+from octoserve.client.talk import Ask, Steps, T, Talk
 from octoserve.client.wire import Answer
-from octoserve.core.errors import DeadlineExceeded, InvalidInput, Unavailable
+from octoserve.core.errors import DeadlineExceeded, Unavailable
 from octoserve.core.signature import Signature
 from octoserve.core.tensors import Array
 
@@ -40,7 +41,7 @@ class Client:
         self._tls = tls
         self._idle: list[http.client.HTTPConnection] = []
         self._turn = threading.Lock()
-        self._signatures: dict[tuple[str, str], Signature] = {}
+        self._talk = Talk()
 
     def predict(
         self,
@@ -60,37 +61,21 @@ class Client:
 
         Raises InvalidInput, NotFound, Overloaded (which has `retry_after`), Unavailable, DeadlineExceeded, Internal.
         """
-        until = time.monotonic() + (self._timeout if timeout is None else timeout)
-        key = model, str(version)
-        known = self._signatures.get(key)
-        signature = known or self.signature(model, version, timeout=until - time.monotonic())
-        try:
-            return self._infer(key, signature, rows, outputs, until, headers)
-        except InvalidInput:
-            # The version that answers may have been replaced by one that takes something else.
-            if known is None or same(self.signature(model, version, timeout=until - time.monotonic()), known):
-                raise
-            return self._infer(key, self._signatures[key], rows, outputs, until, headers)
-
-    def _infer(
-        self,
-        key: tuple[str, str],
-        signature: Signature,
-        rows: Any,
-        outputs: Sequence[str] | None,
-        until: float,
-        headers: Mapping[str, str] | None,
-    ) -> dict[str, Array]:
-        body, said = wire.request(signature, rows, outputs)
-        path = wire.path_of(*key) + "/infer"
-        return wire.arrays_in(self._ask("POST", path, body, {**said, **(headers or {})}, until))
+        return self._run(self._talk.predict(model, rows, str(version), outputs, headers or {}), timeout)
 
     def signature(self, model: str, version: int | str = "", *, timeout: float | None = None) -> Signature:
         """What a model takes and gives, as the server says it now. Raises as `predict`."""
+        return self._run(self._talk.signature(model, str(version)), timeout)
+
+    def _run(self, steps: Steps[T], timeout: float | None) -> T:
         until = time.monotonic() + (self._timeout if timeout is None else timeout)
-        answer = self._ask("GET", wire.path_of(model, str(version)), b"", {}, until)
-        found = self._signatures[model, str(version)] = wire.signature_in(answer)
-        return found
+        try:
+            ask = next(steps)
+            while True:
+                ask = steps.send(self._carry(ask, until))
+        except StopIteration as over:
+            result: T = over.value
+            return result
 
     def close(self) -> None:
         """Close the connections that no request is under way on."""
@@ -105,7 +90,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str], until: float) -> Answer:
+    def _carry(self, ask: Ask, until: float) -> Answer:
         while True:
             with self._turn:
                 connection = self._idle.pop() if self._idle else None
@@ -115,7 +100,7 @@ class Client:
                 raise DeadlineExceeded(f"{self._address}: the time for this request is over")
             try:
                 connection = connection or self._connect(left)
-                answer = self._send(connection, method, path, body, headers, left)
+                answer = self._send(connection, ask, left)
             except TimeoutError:
                 self._drop(connection)
                 raise DeadlineExceeded(f"{self._address}: no answer came in time") from None
@@ -144,18 +129,10 @@ class Client:
         made.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return made
 
-    def _send(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: bytes,
-        headers: Mapping[str, str],
-        left: float,
-    ) -> Answer:
+    def _send(self, connection: http.client.HTTPConnection, ask: Ask, left: float) -> Answer:
         connection.sock.settimeout(left)
-        sent = {**self._headers, "x-request-timeout": f"{left:.6f}", **headers}
-        connection.request(method, self._address.prefix + path, body or None, sent)
+        headers = {**self._headers, "x-request-timeout": f"{left:.6f}", **ask.headers}
+        connection.request(ask.method, self._address.prefix + ask.path, ask.body or None, headers)
         response = connection.getresponse()
         content = response.read()
         return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, content)
@@ -163,8 +140,3 @@ class Client:
     def _drop(self, connection: http.client.HTTPConnection | None) -> None:
         if connection is not None:
             connection.close()
-
-
-def same(one: Signature, other: Signature) -> bool:
-    """Whether both take and give the same."""
-    return (one.inputs, one.outputs) == (other.inputs, other.outputs)
