@@ -55,15 +55,15 @@ def test_tensors_travel_as_bytes_where_the_server_says_so() -> None:
 
 
 def test_a_path_before_the_protocols_own_and_a_token(server: Doubling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_TOKEN", "s3cret")
-    loaded = load(server.url + "/team-a/", (X,), (Y,), token_env="MY_TOKEN")
+    monkeypatch.setenv("OCTOSERVE_REMOTE_MY", "s3cret")
+    loaded = load(server.url + "/team-a/", (X,), (Y,), token_env="OCTOSERVE_REMOTE_MY")
     loaded.run([ROWS])
     path, _, headers = server.requests[-1]
     assert path == "/team-a/v2/models/m/infer"
     assert headers["Authorization"] == "Bearer s3cret"
-    monkeypatch.delenv("MY_TOKEN")
-    with pytest.raises(BrokenVersion, match="MY_TOKEN is not set"):
-        load(server.url, token_env="MY_TOKEN")
+    monkeypatch.delenv("OCTOSERVE_REMOTE_MY")
+    with pytest.raises(BrokenVersion, match="OCTOSERVE_REMOTE_MY is not set"):
+        load(server.url, token_env="OCTOSERVE_REMOTE_MY")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,10 @@ def test_a_server_that_is_away() -> None:
         b'{"outputs": []}',
         json.dumps({"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 9], "data": [0] * 18}]}).encode(),
         json.dumps({"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [1]}]}).encode(),
+        json.dumps({"outputs": [{"name": "y", "datatype": "FP64", "shape": [2, 3], "data": [1] * 6}]}).encode(),
+        json.dumps(
+            {"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 9}}]}
+        ).encode(),
     ],
 )
 def test_an_answer_that_is_none_is_unavailable(
@@ -137,6 +141,9 @@ def test_an_answer_that_is_none_is_unavailable(
         ({"url": "http://h", "protocol": "grpc"}, "open-inference or tensorflow-serving wanted, 'grpc' came"),
         ({"url": "http://h", "tiemout": 3}, "tiemout"),
         ({"url": "http://h", "lanes": 0}, "lanes"),
+        ({"url": "http://h", "lanes": 1025}, "lanes: 1 to 1024"),
+        ({"url": "http://h", "timeout": 1e12}, "timeout"),
+        ({"url": "http://h", "token_env": "AWS_SECRET_ACCESS_KEY"}, "no other is sent"),
         ({"url": 3}, "url"),
     ],
 )
@@ -148,3 +155,44 @@ def test_options_that_cannot_be_are_named(options: dict[str, Any], reason: str) 
 def test_a_signature_that_tensorflow_serving_does_not_have(server: Doubling) -> None:
     with pytest.raises(BrokenVersion, match="no signature 'other' there; there are serving_default"):
         load(server.url, protocol="tensorflow-serving", signature="other")
+
+
+@pytest.mark.parametrize("protocol", ["open-inference", "tensorflow-serving"])
+def test_numbers_that_json_does_not_have(server: Doubling, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(server.url, protocol=protocol)
+    if protocol == "tensorflow-serving":
+        nan = np.array([[1, np.nan, -np.inf]], np.float32)
+        assert np.array_equal(loaded.run([nan])[0], nan * 2, equal_nan=True)
+    bare = {"name": "y", "datatype": "FP32", "shape": [1, 3], "data": [1, float("nan"), float("-inf")]}
+    outputs = [bare] if protocol == "open-inference" else [[1, float("nan"), float("-inf")]]
+    monkeypatch.setattr(server, "doubled", lambda *_: (json.dumps({"outputs": outputs}).encode(), {}))
+    assert str(loaded.run([ROWS[:1]])[0].tolist()) == "[[1.0, nan, -inf]]"
+
+
+def test_a_fraction_is_no_whole_number(server: Doubling, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(server.url, (X,), (TensorSpec("y", "INT64", (-1,)),), protocol="tensorflow-serving")
+    monkeypatch.setattr(server, "doubled", lambda *_: (b'{"outputs": [1, 2]}', {}))
+    assert loaded.run([ROWS])[0].tolist() == [1, 2]
+    monkeypatch.setattr(server, "doubled", lambda *_: (b'{"outputs": [0.7, 2]}', {}))
+    with pytest.raises(Unavailable, match="fraction"):
+        loaded.run([ROWS])
+
+
+@pytest.mark.parametrize(("held", "sent"), [("s3cret\n", "Bearer s3cret"), ("s3\ncret", ""), ("s\u00e9cret", "")])
+def test_a_token_that_no_header_can_hold_is_not_told(
+    server: Doubling, monkeypatch: pytest.MonkeyPatch, held: str, sent: str
+) -> None:
+    monkeypatch.setenv("OCTOSERVE_REMOTE_MY", held)
+    if sent:
+        load(server.url, (X,), (Y,), token_env="OCTOSERVE_REMOTE_MY").run([ROWS])
+        assert server.requests[-1][2]["Authorization"] == sent
+        return
+    with pytest.raises(BrokenVersion, match="holds what no header can") as caught:
+        load(server.url, token_env="OCTOSERVE_REMOTE_MY")
+    assert "cret" not in str(caught.value)
+
+
+def test_a_password_in_a_wrong_address_is_not_told() -> None:
+    with pytest.raises(BrokenVersion, match="url: http") as caught:
+        load("http://user:s3cret@host:99999/")
+    assert "s3cret" not in str(caught.value)

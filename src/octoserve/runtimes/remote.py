@@ -32,6 +32,10 @@ from octoserve.runtimes.protocol import LoadedModel, RuntimeSettings
 from octoserve.runtimes.remote_dialects import Dialect, OpenInference, RemoteOptions, TensorFlowServing
 
 _SHOWN = 300
+MAX_LANES = 1024
+MAX_TIMEOUT = 3600
+TOKEN = "OCTOSERVE_REMOTE_"
+"""How a variable begins that a version may send to a server: whoever writes a repository is not let at the others."""
 
 
 class RemoteRuntime:
@@ -55,8 +59,10 @@ class RemoteRuntime:
         if options.protocol not in dialects:
             wanted = " or ".join(dialects)
             raise BrokenVersion(f"model.yaml: options: protocol: {wanted} wanted, {options.protocol!r} came")
-        if options.lanes < 1 or options.timeout <= 0:
-            raise BrokenVersion("model.yaml: options: lanes: 1 or more, timeout: more than 0 wanted")
+        if not 1 <= options.lanes <= MAX_LANES or not 0 < options.timeout <= MAX_TIMEOUT:
+            raise BrokenVersion(
+                f"model.yaml: options: lanes: 1 to {MAX_LANES}, timeout: more than 0, at most {MAX_TIMEOUT} s wanted"
+            )
         return RemoteModel(Connections(options), dialects[options.protocol](options), settings, options.lanes)
 
 
@@ -92,7 +98,7 @@ class RemoteModel:
         answer, came = self._server.post(path, body, headers)
         try:
             return self._dialect.answer(self.signature, answer, came)
-        except OctoserveError:
+        except Unavailable:
             raise
         except Exception as error:
             raise Unavailable(f"{self._server} gave something that is no answer: {first_line(error)}") from error
@@ -112,16 +118,14 @@ class Connections:
         except ValueError:
             port = 0
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query:
-            raise BrokenVersion(f"model.yaml: options: url: http://host:port wanted, {options.url!r} came")
+            shown = options.url.rpartition("@")[2]  # without a password
+            raise BrokenVersion(f"model.yaml: options: url: http://host:port wanted, {shown!r} came")
         self._host, self._port, self._secure = parts.hostname, port, parts.scheme == "https"
         self._prefix = parts.path.rstrip("/")
         self._timeout = options.timeout
         self._headers: dict[str, str] = {}
         if options.token_env:
-            token = os.environ.get(options.token_env)
-            if not token:
-                raise BrokenVersion(f"model.yaml: options: token_env: {options.token_env} is not set here")
-            self._headers["Authorization"] = f"Bearer {token}"
+            self._headers["Authorization"] = f"Bearer {_token(options.token_env)}"
         self._local = threading.local()
         self._all: list[http.client.HTTPConnection] = []
         self._name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
@@ -193,6 +197,19 @@ class Connections:
         """Every connection."""
         for connection in self._all:
             connection.close()
+
+
+def _token(variable: str) -> str:
+    """Raises BrokenVersion, which does not say what the variable holds."""
+    where = "model.yaml: options: token_env"
+    if not variable.startswith(TOKEN):
+        raise BrokenVersion(f"{where}: a variable {TOKEN}... is wanted, {variable} came; no other is sent to a server")
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise BrokenVersion(f"{where}: {variable} is not set here")
+    if not (token.isascii() and token.isprintable()):
+        raise BrokenVersion(f"{where}: {variable} holds what no header can; one line of printable ASCII is wanted")
+    return token
 
 
 def _reason(answer: bytes) -> str:

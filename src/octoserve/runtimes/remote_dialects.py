@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -35,7 +36,7 @@ class RemoteOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout:   seconds until an answer; lanes: requests in flight at a time
     signature: TensorFlow Serving's signature_name
     binary:    whether tensors travel as bytes (Triton's extension); unset: if the server says it can
-    token_env: variable that holds a bearer token
+    token_env: variable that holds a bearer token, OCTOSERVE_REMOTE_...
     """
 
     url: str
@@ -115,7 +116,13 @@ class OpenInference:
         length = int(headers.get(_LENGTH.lower(), len(body)))
         rest, at = memoryview(body), length
         found: dict[str, Array] = {}
-        for tensor in msgspec.json.decode(body[:length])["outputs"]:
+        declared = {spec.name: spec.datatype for spec in signature.outputs}
+        for tensor in _read(body[:length])["outputs"]:
+            came = tensor["datatype"]
+            if declared.get(tensor["name"], came) != came:
+                raise Unavailable(
+                    f"the server gave {tensor['name']!r} as {came}; {declared[tensor['name']]} is declared"
+                )
             size = (tensor.get("parameters") or {}).get("binary_data_size")
             shape = tuple(tensor["shape"])
             if size is None:
@@ -159,12 +166,15 @@ class TensorFlowServing:
             if spec.datatype in _RAW_ONLY:
                 raise InvalidInput(f"input {spec.name!r}: {spec.datatype} has no form in TensorFlow Serving's JSON")
             columns[spec.name] = _base64(nested) if spec.datatype == "BYTES" else nested
-        body = msgspec.json.encode({"signature_name": self._signature, "inputs": columns})
+        finite = all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in inputs)
+        # Of the two only json writes NaN and Infinity, which TensorFlow Serving reads.
+        encode = msgspec.json.encode if finite else _encode_bare
+        body = encode({"signature_name": self._signature, "inputs": columns})
         return f"{self._path}:predict", body, {"Content-Type": "application/json"}
 
     def answer(self, signature: Signature, body: bytes, headers: Mapping[str, str]) -> list[Array]:
         """See `Dialect`."""
-        given = msgspec.json.decode(body)["outputs"]
+        given = _read(body)["outputs"]
         named = {signature.outputs[0].name: given} if len(signature.outputs) == 1 else given
         found = {spec.name: _nested(spec, named[spec.name]) for spec in signature.outputs}
         return _in_order(signature, found)
@@ -175,6 +185,18 @@ def _specs(tensors: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
         if tensor["datatype"] not in DATATYPES:
             raise BrokenVersion(f"{tensor['name']!r} is of datatype {tensor['datatype']!r}, which is not known here")
     return tuple(TensorSpec(t["name"], t["datatype"], tuple(int(size) for size in t["shape"])) for t in tensors)
+
+
+def _encode_bare(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _read(body: bytes) -> Any:
+    """JSON, also with NaN and Infinity in it, which many servers write."""
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return json.loads(body)
 
 
 def _json_values(spec: TensorSpec, array: Array) -> list[Any]:
@@ -194,7 +216,7 @@ def _json_values(spec: TensorSpec, array: Array) -> list[Any]:
 
 def _from_json(datatype: str, shape: tuple[int, ...], data: Any) -> Array:
     if datatype != "BYTES":
-        return np.array(data, DATATYPES[datatype].dtype).reshape(shape)
+        return _numbers(datatype, data).reshape(shape)
     flat = np.empty(math.prod(shape), dtype=object)
     flat[:] = list(_flattened(data))
     return flat.reshape(shape)
@@ -203,12 +225,19 @@ def _from_json(datatype: str, shape: tuple[int, ...], data: Any) -> Array:
 def _nested(spec: TensorSpec, data: Any) -> Array:
     """TensorFlow Serving's outputs have no header: their shape is their nesting."""
     if spec.datatype != "BYTES":
-        return np.array(data, DATATYPES[spec.datatype].dtype)
+        return _numbers(spec.datatype, data)
     shape, inner = [], data
     while isinstance(inner, list):
         shape.append(len(inner))
         inner = inner[0] if inner else None
     return _from_json("BYTES", tuple(shape), data)
+
+
+def _numbers(datatype: str, data: Any) -> Array:
+    kind = DATATYPES[datatype]
+    if kind.kind == "int" and (came := np.asarray(data)).size and came.dtype.kind == "f":
+        raise Unavailable(f"the server gave numbers with a fraction, or too large ones, where {datatype} is declared")
+    return np.array(data, kind.dtype)
 
 
 def _flattened(data: Any) -> list[Any]:
