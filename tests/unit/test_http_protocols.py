@@ -378,6 +378,38 @@ def test_every_body_to_begin_with_is_answered() -> None:
     assert verbs <= {"classify", "regress"}, refused  # which not every model can
 
 
+def test_a_body_to_begin_with_is_no_image(house: House) -> None:
+    image = Signature([TensorSpec("image", "FP32", (-1, 3, 1024, 1024))], SCORES.outputs, True)
+    publish(house.plane, handle_of(FakeModel(image), "image"), handle_of(FakeModel(), "m"))
+    said = house.ask("GET", "/openapi.json")
+    assert len(said.body) < 100_000
+    content = json.loads(said.body)["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"][
+        "application/json"
+    ]
+    assert list(content["examples"]) == ["m"]
+
+
+def test_a_model_may_be_called_as_a_verb_of_another_door_is() -> None:
+    house = House()
+    publish(house.plane, handle_of(FakeModel(), "invoke"))
+    assert house.ask("GET", "/v1/models/invoke").status == 200
+    got = house.ask("POST", "/models/invoke/invoke", [[1, 2]])
+    assert got.status == 200
+    assert "predictions" in json.loads(got.body)
+    assert house.ask("POST", "/predict/invoke", [[1, 2]]).status == 404
+
+
+def test_a_feature_that_comes_twice_is_refused(house: House) -> None:
+    split = {"dataframe_split": {"columns": ["age", "country", "age"], "data": [[1, "CH", 2]]}}
+    path = "/models/scores/invoke"
+    for body, content in ((split, "application/json"), (b"age,country,age\n1,CH,2\n", "text/csv")):
+        got = house.ask("POST", path, body, content_type=content)
+        assert got.status == 400
+        assert json.loads(got.body)["message"] == "column 'age' came twice"
+    split["dataframe_split"] = {"columns": ["age", "country", "note", "note"], "data": [[1, "CH", 2, 3]]}
+    assert house.ask("POST", path, split).status == 200
+
+
 def test_deadlines_and_codings_are_everywhere(house: House) -> None:
     body = gzip.compress(json.dumps({"instances": M}).encode())
     assert house.post("/v1/models/m:predict", body, content_encoding="gzip") == {"predictions": BY_ROW}

@@ -147,6 +147,7 @@ class ValueReader:
             return [only.tensor(only.plain(values))]
         fields = self._rows_by_field()
         columns = tuple(columns or fields.names)
+        _once(fields.names, columns)
         for i, row in enumerate(rows, 1):
             if len(row) != len(columns):
                 raise InvalidInput(f"row {i}: {len(columns)} values are wanted ({', '.join(columns)}), {len(row)} came")
@@ -253,6 +254,7 @@ class _Fields:
         """Rows with the columns in the fields' order, None where there is none of a field's name."""
         if tuple(columns) == self.names:
             return rows
+        _once(self.names, columns)
         places = [columns.index(name) if name in columns else -1 for name in self.names]
         if max(places) < 0:
             raise InvalidInput(f"{what}: columns {', '.join(self.names)} are wanted, {', '.join(columns)} came")
@@ -285,6 +287,14 @@ def _or_list(kind: Any, rows: RowTensors, name: str) -> Any:
     """The type of a field, with `[v]` for v where its input is named by it and has the shape [rows, 1]."""
     spec = rows.specs[name]
     return kind | lists_of(kind, 1) if name == spec.name and spec.shape[1:] == (1,) else kind
+
+
+def _once(fields: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises InvalidInput for two columns of one field's name: which is meant cannot be known."""
+    if len(set(columns)) < len(columns):
+        twice = [name for name in fields if columns.count(name) > 1]
+        if twice:
+            raise InvalidInput(f"column {twice[0]!r} came twice")
 
 
 def _deep(value: Any, kind: str) -> Any:

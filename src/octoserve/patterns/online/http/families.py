@@ -27,7 +27,8 @@ class Families:
 
     def find(self, head: Head, parts: list[str]) -> Route:
         """The route of a path that is not V2's. Raises NotFound."""
-        found = _FIRST.get(parts[0] if parts[-1] != "invoke" else "invocations")
+        invoked = len(parts) == 3 and parts[0] == "models" and parts[2] == "invoke"
+        found = _FIRST.get("invocations" if invoked else parts[0])
         if found is None:
             raise NotFound(f"no such path: {head.path}; the Open Inference Protocol starts at /v2")
         door, opening = found

@@ -121,9 +121,6 @@ class MlflowDoor:
     def _ping(self, connection: Connection, _: bytes) -> None:
         connection.respond(200 if self._service.ready() else 503, b"\n", "content-type: text/plain")
 
-    def _version(self, connection: Connection, _: bytes) -> None:
-        connection.respond(200, __version__.encode(), "content-type: text/plain")
-
     def _parameters(self, connection: Connection, _: bytes) -> None:
         """What SageMaker's batch transform should do, unless it was told."""
         together = os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from octoserve.core.signature import Signature, TensorSpec
 
 MAX_MODELS = 50
 """With bodies to begin with; of more, the first."""
+_MAX_ELEMENTS = 1024
+"""Of a body to begin with. An image's would be megabytes, in each of the operations, for whoever asks."""
 
 Document = dict[str, Any]
 Example = Callable[[Signature], Any]
@@ -22,9 +25,11 @@ def document(doors: Collection[str], models: Sequence[str], signature_of: Callab
     signatures: dict[str, Signature] = {}
     for model in models[:MAX_MODELS]:
         try:
-            signatures[model] = signature_of(model)
+            signature = signature_of(model)
         except OctoserveError:
             continue
+        if sum(math.prod(map(abs, spec.shape)) for spec in signature.inputs) <= _MAX_ELEMENTS:
+            signatures[model] = signature
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         if operation.door in ("", *doors):
@@ -136,7 +141,7 @@ def _value(spec: TensorSpec, shape: Sequence[int] | None = None) -> Any:
     shape = [1 if size < 0 else size for size in (spec.shape if shape is None else shape)]
     if not shape:
         return {"bool": True, "int": 1, "float": 1.0, "bytes": "text"}[DATATYPES[spec.datatype].kind]
-    return [_value(spec, shape[1:])] * min(shape[0], 4096)
+    return [_value(spec, shape[1:])] * shape[0]
 
 
 def _flat(value: Any) -> list[Any]:
