@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from octoserve.codecs.mlflow import MAX_CSV, decode_csv, decode_lines
 from octoserve.codecs.tensorflow_serving import decode_examples, decode_predict
 from octoserve.codecs.value_reader import ValueReader
 from octoserve.core.errors import InvalidInput, TooLarge
@@ -35,3 +36,25 @@ def test_a_context_is_not_multiplied_without_end(value: bytes) -> None:
 def test_a_small_context_is_added_to_each_example() -> None:
     tensors = decode_examples(b'{"context":{"x":[1,2]},"examples":[{},{"x":[3,4]}]}', READER)
     assert tensors[0].array().tolist() == [[1, 2], [3, 4]]
+
+
+def test_csv_is_taken_up_to_a_size() -> None:
+    line = b"1,2\n"
+    [tensor] = decode_csv(line * 50_000, READER, header=False)
+    assert tensor.shape == (50_000, 2)
+    with pytest.raises(TooLarge, match="send fewer rows"):
+        decode_csv(line * (MAX_CSV // len(line) + 1), READER, header=False)
+
+
+@pytest.mark.parametrize("cell", [b"1_0", b"x", b"--1"])
+def test_a_cell_that_is_no_number_is_told_with_its_row(cell: bytes) -> None:
+    named = ValueReader(READER.signature, {"x": ("a", "b")})
+    for reader in (READER, named):
+        with pytest.raises(InvalidInput, match=f"row 2: .*: a number is wanted, '{cell.decode()}' came"):
+            decode_csv(b"1,2\n1,%b\n" % cell, reader, header=False)
+        assert decode_csv(b"1, 2.5\nnan,-inf\n", reader, header=False)[0].array()[0].tolist() == [1, 2.5]
+
+
+def test_lines_that_are_empty_are_passed_over() -> None:
+    body = b"\n" * 100_001 + b"[1, 2]\r\n\r\n  \n\n\n[3, 4]\n\n"
+    assert decode_lines(body, READER)[0].array().tolist() == [[1, 2], [3, 4]]

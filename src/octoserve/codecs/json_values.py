@@ -7,6 +7,7 @@ round. Each type has two decoders: one for what nearly everybody sends, and one 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -77,6 +78,14 @@ def parsed(text: str, kind: str, name: str, row: int) -> Any:
         pass
     wanted = {"bool": "true or false", "float": "a number", "int": "a whole number"}[kind]
     raise InvalidInput(f"row {row}: {name}: {wanted} is wanted, {text[:60]!r} came")
+
+
+def parsed_all(texts: Sequence[str], kind: str, name: str, row: int = 0) -> list[Any]:
+    """See `parsed`. row: that they are of; 0 for texts of a row each, from the first."""
+    if kind in ("float", "int") and "_" not in "".join(texts):
+        with contextlib.suppress(ValueError):  # one that is missing, or no number: which it is takes longer
+            return list(map(float if kind == "float" else int, texts))
+    return [parsed(text, kind, name, row or at) for at, text in enumerate(texts, 1)]
 
 
 def lists_of(kind: Any, depth: int) -> Any:

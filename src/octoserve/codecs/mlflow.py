@@ -18,13 +18,17 @@ import msgspec
 
 from octoserve.codecs.json_answers import AnswerStyle, by_output, by_row, row_texts
 from octoserve.codecs.json_values import decode_frame
+from octoserve.codecs.large_json import no_collections
 from octoserve.codecs.value_reader import ValueReader
 from octoserve.core.datatypes import DATATYPES
-from octoserve.core.errors import InvalidInput
+from octoserve.core.errors import InvalidInput, TooLarge
 from octoserve.core.results import Result
 from octoserve.core.tensors import Tensor
 
 JSON, CSV, LINES = "application/json", "text/csv", "application/jsonlines"
+MAX_CSV = 8 << 20
+"""Bytes of a body of CSV: its cells become texts one by one, which holds up all other requests. SageMaker sends 6 MB
+at most."""
 _STYLE = AnswerStyle()
 _CELLS = AnswerStyle(bare=True, single=True)
 
@@ -74,6 +78,8 @@ def _given(frame: _Frame, name: str) -> bool:
 
 def decode_lines(body: bytes, reader: ValueReader) -> list[Tensor]:
     """JSON lines, a row each. Raises InvalidInput, TooLarge."""
+    while b"\n\n" in body:  # each would be an element of a list
+        body = body.replace(b"\n\n", b"\n")
     lines = [line for line in body.split(b"\n") if line.strip()]
     if not lines:
         raise InvalidInput("a JSON row a line is wanted, nothing came")
@@ -82,7 +88,16 @@ def decode_lines(body: bytes, reader: ValueReader) -> list[Tensor]:
 
 def decode_csv(body: bytes, reader: ValueReader, header: bool | None) -> list[Tensor]:
     """header: whether the first line is one; None: if it holds the model's fields or, where those have no names, any
-    cell that is no number. Raises InvalidInput."""
+    cell that is no number. Raises InvalidInput, TooLarge."""
+    if len(body) > MAX_CSV:
+        raise TooLarge(
+            f"{len(body)} bytes of CSV came, at most {MAX_CSV} are taken at a time; send fewer rows, or JSON"
+        )
+    with no_collections():
+        return _csv(body, reader, header)
+
+
+def _csv(body: bytes, reader: ValueReader, header: bool | None) -> list[Tensor]:
     try:
         rows = [row for row in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if row]
     except (csv.Error, UnicodeDecodeError) as error:

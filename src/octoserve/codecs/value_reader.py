@@ -19,7 +19,7 @@ from octoserve.codecs.json_values import (
     carefully,
     element,
     lists_of,
-    parsed,
+    parsed_all,
     shown,
     struct_of,
     unwrapped,
@@ -141,10 +141,10 @@ class ValueReader:
         """Rows of text, as CSV has them; without columns they are the fields in order. Raises InvalidInput."""
         if self.nameless and (columns is None or self.signature.inputs[0].name not in columns):
             only = self._inputs[0]
-            values = [[parsed(text, only.kind, only.spec.name, i) for text in row] for i, row in enumerate(rows, 1)]
+            values = [parsed_all(row, only.kind, only.spec.name, i) for i, row in enumerate(rows, 1)]
             if any(None in row for row in values):
                 raise InvalidInput(f"input {only.spec}: a value is missing")
-            return [only.tensor(only.plain(values))]
+            return [only.tensor(values if len(only.spec.shape) == 2 else only.plain(values))]
         fields = self._rows_by_field()
         columns = tuple(columns or fields.names)
         _once(fields.names, columns)
@@ -154,17 +154,12 @@ class ValueReader:
         places = [columns.index(name) if name in columns else -1 for name in fields.names]
         if max(places) < 0:
             raise InvalidInput(f"columns {', '.join(fields.names)} are wanted, {', '.join(columns)} came")
-        return fields.tensors(
-            [
-                tuple(
-                    [
-                        None if place < 0 else parsed(row[place], fields.kinds[at], fields.names[at], i)
-                        for at, place in enumerate(places)
-                    ]
-                )
-                for i, row in enumerate(rows, 1)
-            ]
-        )
+        cells = list(zip(*rows, strict=True)) or [()] * len(columns)
+        parsed = [
+            [None] * len(rows) if place < 0 else parsed_all(cells[place], kind, name)
+            for place, kind, name in zip(places, fields.kinds, fields.names, strict=True)
+        ]
+        return fields.tensors(list(zip(*parsed, strict=True)))
 
     # --- columns ----------------------------------------------------------------------------------------
 

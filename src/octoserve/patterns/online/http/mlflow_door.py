@@ -124,7 +124,8 @@ class MlflowDoor:
     def _parameters(self, connection: Connection, _: bytes) -> None:
         """What SageMaker's batch transform should do, unless it was told."""
         together = os.cpu_count() or 1
-        payload = max(1, min(self._service.max_body >> 20, _SAGEMAKER_TOGETHER // together))
+        most = min(self._service.max_body, codec.MAX_CSV) >> 20
+        payload = max(1, min(most, _SAGEMAKER_TOGETHER // together))
         connection.respond_json(
             _encode({"MaxConcurrentTransforms": together, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": payload})
         )
