@@ -71,6 +71,20 @@ def test_a_number_that_does_not_fit_what_is_declared_is_no_other_number(tmp_path
         run(loaded, 2**31)
 
 
+def test_predict_is_called_by_one_thread_at_a_time(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        "import threading, time\nclass Model:\n    inside = 0\n    def predict(self, inputs):\n"
+        "        self.inside += 1\n        time.sleep(0)\n        alone = self.inside == 1\n        self.inside -= 1\n"
+        "        return inputs['x'] * alone\n",
+    )
+    rows = np.ones(1, np.int64)
+    with ThreadPoolExecutor(8) as threads:
+        came = list(threads.map(lambda _: int(loaded.run([rows])[0][0]), range(500)))
+    assert set(came) == {1}
+    loaded.close()
+
+
 def test_a_model_that_goes_leaves_no_module_no_thread_and_no_loop(tmp_path: Path) -> None:
     before = modules()
     (tmp_path / "beside.py").write_text("ONE = 1\n")

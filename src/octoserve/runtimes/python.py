@@ -144,7 +144,8 @@ class PythonModel:
         self._model = model
         self._module = module
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._predict: Callable[[dict[str, Array]], Any] = model.predict
+        self._predict: Callable[[dict[str, Array]], Any] = self._one_by_one
+        self._turn = threading.Lock()
         self.lanes = 1
         if inspect.iscoroutinefunction(model.predict):
             self.lanes = lanes
@@ -181,6 +182,11 @@ class PythonModel:
         if missing:
             raise Internal(f"predict gave no {missing[0]!r}; {_names(outputs)} are declared")
         return [_as_declared(spec, given[spec.name]) for spec in outputs]
+
+    def _one_by_one(self, inputs: dict[str, Array]) -> Any:
+        """As promised, also where a version has two queues, as a rollout's baseline has, or a job has many threads."""
+        with self._turn:
+            return self._model.predict(inputs)
 
     def _awaited(self, inputs: dict[str, Array]) -> Any:
         assert self._loop is not None
