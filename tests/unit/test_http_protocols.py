@@ -12,6 +12,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from octoserve.core.errors import Internal
+from octoserve.core.evidence import CANDIDATE
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.patterns.online.http.connection import Http1Server
@@ -19,6 +20,7 @@ from octoserve.patterns.online.http.door import HttpDoor
 from octoserve.patterns.online.link.messages import CatalogEntry
 from octoserve.patterns.online.service import Service
 from octoserve.patterns.online.settings import DOORS, Limits
+from octoserve.routing.plan import BUCKETS, Arm, RoutePlan
 from octoserve.telemetry.metrics import Registry
 from support.loops import FakeClock, InlineExecutor, drive, loop, ticks
 from support.models import FakeModel, handle_of, publish
@@ -408,6 +410,31 @@ def test_a_feature_that_comes_twice_is_refused(house: House) -> None:
         assert json.loads(got.body)["message"] == "column 'age' came twice"
     split["dataframe_split"] = {"columns": ["age", "country", "note", "note"], "data": [[1, "CH", 2, 3]]}
     assert house.ask("POST", path, split).status == 200
+
+
+def test_a_candidate_gets_its_columns_in_its_own_order() -> None:
+    def version(number: int, *features: str) -> Any:
+        spec = TensorSpec("x", "FP32", (-1, 2))
+        signature = Signature([spec], [TensorSpec("y", "FP32", (-1,))], True, features={"x": features})
+        return handle_of(FakeModel(signature, lambda x: [x[:, 0] * 10 + x[:, 1]]), "ab", number)
+
+    house = House()
+    publish(house.plane, version(1, "a", "b"), version(2, "b", "a"))
+    row = {"a": 1, "b": 2}
+    asked = (
+        ("/models/ab/predict", row),
+        ("/v1/models/ab:predict", {"instances": [row]}),
+        ("/v1/models/ab:predict", {"inputs": {"a": [1], "b": [2]}}),
+        ("/models/ab/invoke", {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}),
+    )
+    for candidate, wanted in ((BUCKETS, 21.0), (0, 12.0)):
+        arms = Arm(2, 0, candidate, CANDIDATE), Arm(1, candidate, BUCKETS)
+        house.plane.route([RoutePlan("ab", candidate + 1, arms)], {}, [("ab", 1), ("ab", 2)])
+        for path, body in asked:
+            got = house.ask("POST", path, body)
+            assert got.status == 200, got.body
+            assert str(wanted).encode() in got.body, (path, got.body)
+        assert b"12.0" in house.ask("POST", "/models/ab/versions/1/predict", row).body
 
 
 def test_deadlines_and_codings_are_everywhere(house: House) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from octoserve.core.errors import OctoserveError
 from octoserve.core.results import Result
+from octoserve.core.signature import Signature
 from octoserve.core.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Call:
     arm: ArmRoute | None = None
     """What a split bound it to; None where one version has all requests."""
     segments: tuple[str, ...] = ()
+    made_for: Signature | None = None
+    """By which signature a split's door has read a body that names neither datatypes nor inputs; None otherwise."""
     result: Result | None = None
     error: OctoserveError | None = None
 
@@ -67,6 +70,10 @@ class Call:
     def parameter(self, name: str) -> object:
         """A request parameter; None without it."""
         return None
+
+    def remake(self, signature: Signature) -> None:
+        """The inputs as a version of this signature takes them; asked where `made_for` is another."""
+        raise NotImplementedError(f"{type(self).__name__} has `made_for`, and must say how it is read again")
 
     def cancel(self) -> None:
         """The caller went away: free its place. Harmless after the answer."""

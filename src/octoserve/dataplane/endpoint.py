@@ -166,6 +166,8 @@ class DataPlane:
             if split is not None:
                 batcher = split.choose(call)
                 if batcher is not None:
+                    if call.made_for is not None and call.made_for is not batcher.handle.signature:
+                        call.remake(batcher.handle.signature)  # its columns may be in another order
                     return batcher
         return self.bind(call.model, call.version)
 

@@ -6,6 +6,7 @@ A protocol adds a `Dialect`. The data plane, deadlines, codings and limits are t
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from octoserve.codecs.value_reader import ValueReader
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 JSON = "content-type: application/json"
 _MAX_READERS = 1024
+_OTHER = "/"
+"""In place of a version, which has no slash: the arm of a split that is not the stable one."""
 
 
 class Dialect(Protocol):
@@ -66,6 +69,13 @@ class BodyCall(Call):
         self.connection = connection
         self.infer = infer
         self.form = form
+        self.again: Callable[[Signature], list[Tensor]] | None = None
+        """Reads the body once more; of a split, until it is bound."""
+
+    def remake(self, signature: Signature) -> None:
+        """See `Call.remake`."""
+        assert self.again is not None
+        self.inputs = self.again(signature)
 
     def header(self, name: str) -> str | None:
         """See `Call.header`."""
@@ -118,8 +128,12 @@ class BodyDoor:
         model = infer.model
         try:
             model = model or self.service.default_model()
-            inputs, form = infer.dialect.decode(body, self._reader(model, infer.version))
+            reader = self._reader(model, infer.version)
+            inputs, form = infer.dialect.decode(body, reader)
             call = BodyCall(connection, infer, model, inputs, form)
+            if not infer.version and model in self._dataplane.splits.by_endpoint:
+                call.made_for = reader.signature
+                call.again = lambda signature: infer.dialect.decode(body, self._made((model, _OTHER), signature))[0]
             if infer.timeout is not None:
                 call.deadline = self._dataplane.clock() + infer.timeout
         except OctoserveError as error:
@@ -127,6 +141,7 @@ class BodyDoor:
             return
         connection.call = call
         self._dataplane.submit(call)
+        call.again = None
 
     def _compressed(self, connection: Connection, head: Head, body: bytes) -> None:
         self._inflater.inflate(connection, head, body, self._refuse)
@@ -137,11 +152,13 @@ class BodyDoor:
 
     def _reader(self, model: str, version: str) -> ValueReader:
         """Of the version that answers; of a split, the stable one. Raises NotFound, Unavailable."""
-        signature: Signature = self._dataplane.bind(model, version).handle.signature
-        reader = self._readers.get((model, version))
+        return self._made((model, version), self._dataplane.bind(model, version).handle.signature)
+
+    def _made(self, key: tuple[str, str], signature: Signature) -> ValueReader:
+        reader = self._readers.get(key)
         if reader is None or reader.signature is not signature:
             if len(self._readers) >= _MAX_READERS:
                 self._readers.clear()
             reader = ValueReader(signature, signature.features, signature.missing or "refuse")
-            self._readers[model, version] = reader
+            self._readers[key] = reader
         return reader
