@@ -454,7 +454,8 @@ def test_time_enough(client: Any) -> None:
 
 def test_client_timeout_over_grpc(examples: Served, grpc: Any) -> None:
     idle(examples)
-    with pytest.raises(InferenceServerException, match="Deadline Exceeded") as error:
+    # In the client's words, or in the server's, who keeps the same deadline: whose comes first is a matter of chance.
+    with pytest.raises(InferenceServerException, match="(?i)deadline") as error:
         grpc.infer("spinning", spinning(grpc), client_timeout=0.3)
     assert error.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
