@@ -74,6 +74,10 @@ def _draft(repository: Path, name: str, config: Message, number: int, remote: st
     kind = _first(config, "platform") or _first(config, "backend")
     folder = repository / name / str(number)
     file = _first(config, "default_model_filename")
+    if file and not _is_name(file):
+        raise SettingsError(
+            f"{name}: default_model_filename: a file of the version's own folder is wanted, not {file!r}"
+        )
     if kind in ("onnxruntime_onnx", "onnxruntime") or (not kind and (folder / "model.onnx").is_file()):
         path = folder / (file or "model.onnx")
         files: dict[str, Any] = {}
@@ -97,6 +101,11 @@ def _draft(repository: Path, name: str, config: Message, number: int, remote: st
     )
 
 
+def _is_name(text: str) -> bool:
+    """Of what lies in a folder itself: a config that comes from elsewhere leads nowhere else."""
+    return bool(text) and Path(text).name == text and text not in (".", "..")
+
+
 def _batching(config: Message) -> dict[str, Any]:
     most = _first(config, "max_batch_size", "0")
     return {"batching": {"max_rows": int(most)}} if most.isdecimal() and int(most) > 1 else {}
@@ -116,8 +125,8 @@ def _ensemble(repository: Path, name: str, config: Message, remote: str, depth: 
     scheduling = config["ensemble_scheduling"][0]
     for step in scheduling.get("step", ()):
         model = _first(step, "model_name")
-        inner = _config(repository, model) if (repository / model).is_dir() else None
-        if not model or inner is None:
+        inner = _config(repository, model) if _is_name(model) and (repository / model).is_dir() else None
+        if inner is None:
             raise SettingsError(f"{name}: its step {model!r} is no model of {repository}")
         wanted = _first(step, "model_version", "-1")
         number = int(wanted) if wanted.isdecimal() else max(versions(repository / model), default=1)
