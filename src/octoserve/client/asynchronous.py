@@ -112,15 +112,16 @@ class AsyncClient:
     def _request(self, ask: Ask, left: float) -> bytes:
         address = self._address
         said = {
-            "host": f"{address.host}:{address.port}",
+            "host": address.authority,
             "content-length": str(len(ask.body)),
             "x-request-timeout": f"{left:.6f}",
             **self._headers,
             **ask.headers,
         }
         wrong = next((name for name, value in said.items() if not (name + value).isprintable()), None)
+        wrong = wrong or next((name for name, value in said.items() if max(name + value, default="") > "\xff"), None)
         if wrong is not None:
-            raise InvalidInput(f"header {wrong!r}: one line of printable text is wanted")
+            raise InvalidInput(f"header {wrong!r}: one line of printable text in Latin-1 is wanted")
         lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
         return f"{ask.method} {address.prefix}{ask.path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + ask.body
 

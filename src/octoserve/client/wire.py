@@ -43,8 +43,13 @@ class Address(NamedTuple):
     tls: bool
     prefix: str
 
+    @property
+    def authority(self) -> str:
+        """As a Host header has it: an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     def __str__(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}{self.prefix}"
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.prefix}"
 
 
 def address_of(url: str) -> Address:
