@@ -329,15 +329,18 @@ def test_what_the_broker_does_not_hold_is_413():
     assert house.post(rows()).status == 413
 
 
-def test_more_than_may_wait_is_shed():
+@pytest.mark.parametrize("polls", [0, 5])
+def test_more_than_may_wait_is_shed(polls: int):
     executor = ManualExecutor()
     house = House(executor, max_pending=2)
     executor.waiting.clear()
+    for _ in range(polls):
+        house.send("GET", PATH + "/a")
     waiting = [house.send("POST", PATH, json.dumps(rows()).encode()) for _ in range(2)]
     got = house.post(rows())
     assert (got.status, got.headers["retry-after"]) == (429, "1")
     assert [t.written for t in waiting] == [b"", b""]
-    assert len(executor.waiting) == 2
+    assert len(executor.waiting) == 2 + polls
     for task in list(house.door._tasks):  # nothing will ever end them
         task.cancel()
     drive(ticks())

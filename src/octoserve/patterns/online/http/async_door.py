@@ -114,6 +114,8 @@ class AsyncDoor:
         self._threads = executor or ThreadPoolExecutor(_THREADS, "async")
         self._lookups = executor or ThreadPoolExecutor(_LOOKUPS, "poll")  # not behind who waits for a broker
         self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting = 0
+        """Requests that wait for the queue; polls, which may be many, keep none of them out."""
         self._complained = 0.0
         self._threads.submit(way.prepare)
 
@@ -141,8 +143,15 @@ class AsyncDoor:
     # --- accept --------------------------------------------------------------------------------------
 
     async def _accept(self, connection: Connection, infer: InferHead, body: bytes) -> None:
-        if len(self._tasks) > self._settings.max_pending:
-            raise Overloaded(f"{len(self._tasks) - 1} requests wait for the queue to take them", 1)
+        if self._accepting >= self._settings.max_pending:
+            raise Overloaded(f"{self._accepting} requests wait for the queue to take them", 1)
+        self._accepting += 1
+        try:
+            await self._take(connection, infer, body)
+        finally:
+            self._accepting -= 1
+
+    async def _take(self, connection: Connection, infer: InferHead, body: bytes) -> None:
         loop = asyncio.get_running_loop()
         if infer.encoding:
             body = await loop.run_in_executor(self._threads, decompress, body, infer.encoding, self._limits.max_body)
