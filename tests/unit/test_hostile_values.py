@@ -58,3 +58,12 @@ def test_a_cell_that_is_no_number_is_told_with_its_row(cell: bytes) -> None:
 def test_lines_that_are_empty_are_passed_over() -> None:
     body = b"\n" * 100_001 + b"[1, 2]\r\n\r\n  \n\n\n[3, 4]\n\n"
     assert decode_lines(body, READER)[0].array().tolist() == [[1, 2], [3, 4]]
+
+
+def test_bare_words_are_looked_for_in_what_is_not_too_large() -> None:
+    row = b"[NaN, 1],"
+    many = b'{"instances":[' + row * 500_000
+    with pytest.raises(TooLarge, match="quote them"):
+        decode_predict(many + b"[1, 2]]}", READER)
+    [tensor], _ = decode_predict(many.replace(b"NaN", b'"NaN"') + b"[1, 2]]}", READER)
+    assert tensor.shape == (500_001, 2)

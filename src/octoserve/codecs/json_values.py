@@ -27,6 +27,8 @@ from octoserve.core.tensors import Buffer, Tensor
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _BARE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|(?<![\w"])-?(?:NaN|Infinity)(?![\w"])', re.DOTALL)
 """A text to pass over, to the end where it is not closed, or a bare word. Never goes back: that would be quadratic."""
+_MAX_BARE = 4 << 20
+"""Bytes of a body in which bare words are looked for: that takes ten times as long as reading it."""
 _EMPTY = re.compile(rb"\[\s*\]")
 _MAX_EMPTY = 4096
 _BAD = (msgspec.DecodeError, UnicodeDecodeError)  # a ValidationError is a DecodeError
@@ -129,8 +131,16 @@ def decode_frame(body: Buffer, frame: Callable[[Buffer], Any], what: str) -> Any
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            quoted = _BARE.sub(lambda found: found[0] if found[0][:1] == b'"' else b'"%b"' % found[0], body)
-            if len(quoted) == len(body):
+            text = bytes(body)
+            if b"NaN" not in text and b"Infinity" not in text:
+                raise
+            if len(text) > _MAX_BARE:
+                raise TooLarge(
+                    f"a body of {len(text)} bytes that is not JSON came; bare NaN and Infinity are taken in up to "
+                    f"{_MAX_BARE} bytes: quote them, or send fewer rows at a time"
+                ) from None
+            quoted = _BARE.sub(lambda found: found[0] if found[0][:1] == b'"' else b'"%b"' % found[0], text)
+            if len(quoted) == len(text):
                 raise
             return frame(quoted)
     except _BAD as error:
