@@ -455,7 +455,7 @@ def test_time_enough(client: Any) -> None:
 def test_client_timeout_over_grpc(examples: Served, grpc: Any) -> None:
     idle(examples)
     # In the client's words, or in the server's, who keeps the same deadline: whose comes first is a matter of chance.
-    with pytest.raises(InferenceServerException, match="(?i)deadline") as error:
+    with pytest.raises(InferenceServerException, match=r"(?i)deadline") as error:
         grpc.infer("spinning", spinning(grpc), client_timeout=0.3)
     assert error.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
