@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,12 @@ def ended(service: Served, model: str, id: str) -> dict[str, Any]:
 
 def consumers(service: Served) -> list[psutil.Process]:
     """Processes that score."""
-    return [child for child in psutil.Process(service.process.pid).children() if "queue" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(service.process.pid).children():
+        with suppress(psutil.NoSuchProcess):  # one that was killed, and is not buried yet
+            if "queue" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def queue(service: Served, *arguments: str) -> str:
@@ -162,6 +167,7 @@ def test_consumers_that_are_killed_lose_and_double_nothing(service: Served):
         answer = service.ask("POST", "/v2/models/m/infer-async", rows(float(number), id=id), {}, connection)
         assert answer.status == 202
         if number % 20 == 10:
+            until(lambda: len(consumers(service)) == 3, LIMIT)
             for process in consumers(service):
                 process.kill()
     connection.close()
