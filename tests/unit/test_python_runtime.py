@@ -86,7 +86,7 @@ def test_predict_is_called_by_one_thread_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_model_that_goes_leaves_no_module_no_thread_and_no_loop(tmp_path: Path) -> None:
-    before = modules()
+    before, others = modules(), threading.enumerate()
     (tmp_path / "beside.py").write_text("ONE = 1\n")
     loaded = load(
         tmp_path,
@@ -94,7 +94,9 @@ def test_a_model_that_goes_leaves_no_module_no_thread_and_no_loop(tmp_path: Path
     )
     assert len(modules()) == len(before) + 2
     assert run(loaded, 1) == [2]
-    loop, threads = loaded._loop, [t for t in threading.enumerate() if t.name == "model"]  # type: ignore[attr-defined]
+    loop = loaded._loop  # type: ignore[attr-defined]
+    threads = [thread for thread in threading.enumerate() if thread.name == "model" and thread not in others]
+    assert threads
     loaded.close()
     for thread in threads:
         thread.join(LIMIT)
