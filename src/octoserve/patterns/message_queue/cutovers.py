@@ -123,7 +123,6 @@ def _opened(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=10.0, isolation_level=None)
     try:
         use_wal(db)
-        db.execute("pragma synchronous = normal")
     except sqlite3.Error:
         db.close()
         raise
