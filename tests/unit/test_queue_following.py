@@ -11,6 +11,7 @@ import pytest
 from octoserve.control.rollout.following import FollowerWord, Route
 from octoserve.core.errors import SettingsError, Unavailable
 from octoserve.core.evidence import ALL, CANDIDATE, STABLE, ArmEvidence, Seen, Stratum
+from octoserve.patterns.message_queue import following
 from octoserve.patterns.message_queue.following import (
     ABSENT,
     DEATHS,
@@ -181,6 +182,28 @@ def test_what_the_service_says_is_heard_and_what_is_new_is_told_at_once(service:
         follower.end()
     assert service.heard[-1].leaves
     assert not any(word.leaves for word in service.heard[:-1])
+
+
+def test_a_cut_is_told_at_once_and_not_again_and_again(service: Service, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(following, "EVERY", 3600.0)
+    monkeypatch.setattr(following, "EVERY_EXPOSED", 3600.0)
+    service.answer = ROUTE
+    follower = Follower(service, "q1", "", "json")
+    follower.begin()
+    try:
+        said = said_of(follower.route, [worker()])
+        follower.say(said, seen(4))
+        until(lambda: len(service.heard) == 2, 60)
+        cut = msgspec.structs.replace(seen(5), cut="its breaker is open")
+        follower.say(said, cut)
+        until(lambda: len(service.heard) == 3, 60)
+        assert service.heard[-1].seen == cut
+        for count in range(6, 30):
+            follower.say(said, msgspec.structs.replace(seen(count), cut=cut.cut))
+        assert not follower._due.is_set(), "only how much was seen is new, and that waits"
+        assert len(service.heard) == 3
+    finally:
+        follower.end()
 
 
 def test_a_queue_does_not_begin_without_its_service(service: Service):

@@ -69,7 +69,7 @@ class Follower:
         self._payload = payload
         self._word = FollowerWord(id=id)
         self._due = threading.Event()
-        self._over = False
+        self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self.route = Route()
         """The last one that was heard; replaced whole."""
@@ -85,15 +85,14 @@ class Follower:
     def say(self, said: Said | None, seen: Seen | None) -> None:
         """From now on this is what is told of the route's rollout; at once, if it is something new."""
         word = FollowerWord(id=self._id, rollout=self.route.rollout, said=said, seen=seen)
-        news = (word.rollout, word.said) != (self._word.rollout, self._word.said)
-        cut = seen is not None and bool(seen.cut)
+        news = _urgent(word) != _urgent(self._word)
         self._word = word
-        if news or (cut and not self._due.is_set()):
+        if news:
             self._due.set()
 
     def end(self) -> None:
         """Nobody is to wait for this queue any more."""
-        self._over = True
+        self._over.set()
         self._due.set()
         if self._thread is not None:
             self._thread.join(_TIMEOUT)
@@ -109,11 +108,11 @@ class Follower:
 
     def _converse(self) -> None:
         complaint = ""
-        while not self._over:
+        while not self._over.is_set():
             plan = self.route.plan
             self._due.wait(EVERY_EXPOSED if plan is not None and plan.stratum else EVERY)
             self._due.clear()
-            if self._over:
+            if self._over.is_set():
                 return
             try:
                 self.route = self._heard(self._ask(self._word))
@@ -124,7 +123,12 @@ class Follower:
                 if str(error) != complaint:
                     complaint = str(error)
                     log.warning("messages are scored as was said last: %s", error)
-                threading.Event().wait(EVERY)
+                self._over.wait(EVERY)
+
+
+def _urgent(word: FollowerWord) -> tuple[str, Said | None, str]:
+    """What is told at once when it changes; counts wait for the next word."""
+    return word.rollout, word.said, word.seen.cut if word.seen is not None else ""
 
 
 def asking(place: str, endpoint: str) -> Callable[[FollowerWord], Route]:
