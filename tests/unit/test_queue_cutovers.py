@@ -89,7 +89,7 @@ class One:
     def __init__(self, version: int) -> None:
         self.version = version
 
-    def score(self, columns: Any, keys: Any = None) -> ScoredTable:
+    def score(self, columns: Any) -> ScoredTable:
         x = columns[0].array()
         return ScoredTable({"y": x}, np.full(len(x), self.version))
 
@@ -131,7 +131,7 @@ def test_of_a_log_every_message_was_scored_as_its_position_says(
         noting = Cutovers(folder, "q")
         done = {partition: claim.offset or 0 for partition, claim in sink.lanes.items()}
         source = MemorySource([m for m in given_ if m.position.offset >= done.get(m.position.partition, 0)], "log")
-        work = Work(One(1), JsonRows(SIGNATURE).decode, SIGNATURE.outputs, Policy(3, 1.0), score_by=score_by)
+        work = Work(One(1), JsonRows(SIGNATURE).decode, SIGNATURE.outputs, Policy(3, 1.0), score=score_by)
         loop = Loop(
             source, sink, SqliteLedger(folder, "q", f"o/{life}/x"), work, Limits(rows, 1 << 20, 1.0, None),
             Statistics(Registry(), "m", Ticking()), lane="l", turn=turn,

@@ -39,7 +39,7 @@ class Scorer:
         self.poison: dict[float, Exception] = {}
         self.runs: list[list[float]] = []
 
-    def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
+    def score(self, columns: Sequence[Tensor]) -> ScoredTable:
         x = columns[0].array()
         self.runs.append(x.tolist())
         for value in x.ravel().tolist():
@@ -69,7 +69,11 @@ class Bench:
     def another(self, owner: str) -> Loop:
         """What the next process has."""
         self.ledger = SqliteLedger(self.tmp_path, self.source.name, owner, wall=self.wall)
-        work = Work(self.scorer, JsonRows(SIGNATURE).decode, SIGNATURE.outputs, Policy(3, 1.0))
+        decode, outputs = JsonRows(SIGNATURE).decode, SIGNATURE.outputs
+        work = Work(
+            self.scorer, decode, outputs, Policy(3, 1.0),
+            lambda messages, tried: score(self.scorer, decode, outputs, messages, nullcontext),
+        )  # fmt: skip
         return Loop(
             self.source, self.sink, self.ledger, work, self.limits, self.statistics, lane=owner,
             stop=lambda: self.stopping, beat=self.beat, clock=self.clock, wall=self.wall,

@@ -34,7 +34,7 @@ class Direct:
         self.version = model.version
         self._model = model
 
-    def score(self, columns: Any, keys: Any = None) -> ScoredTable:
+    def score(self, columns: Any) -> ScoredTable:
         (y,) = self._model.run([columns[0].array()])
         return ScoredTable({"y": y}, np.full(len(y), self.version))
 

@@ -13,7 +13,6 @@ from octoserve.core.results import Result
 from octoserve.core.signature import Signature
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.endpoint import DataPlane
-from octoserve.dataplane.table import ScoredTable
 from octoserve.lifecycle import loading
 from octoserve.lifecycle.lease import Handle
 from octoserve.lifecycle.probe import settle_batching
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 
 class RequestModel:
-    """Requests through the data plane, from a thread that waits. For the loop a `Scorer` that is never asked."""
+    """Requests through the data plane, from a thread that waits."""
 
     def __init__(
         self, settings: QueueSettings, runtimes: Mapping[str, Runtime], registry: Registry, executor: Executor
@@ -74,7 +73,3 @@ class RequestModel:
         while not (await asyncio.wait((run,), timeout=_TICK))[0]:
             self.tick()
         return run.result()
-
-    def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
-        """Requests are no table."""
-        raise NotImplementedError("a request is answered by `infer`")

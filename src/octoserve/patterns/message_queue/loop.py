@@ -70,21 +70,14 @@ class Limits(NamedTuple):
 class Work(NamedTuple):
     """What is done with each message."""
 
-    scorer: scoring.Scorer
+    model: scoring.Named
     decode: scoring.Decode
     outputs: Sequence[TensorSpec]
     policy: Policy
-    guard: scoring.Guard = contextlib.nullcontext
-    score_by: Callable[[Sequence[Message], bool], scoring.Scored] | None = None
-    """What scores, where it is not `scorer` alone: told the messages, and whether they have failed before."""
+    score: Callable[[Sequence[Message], bool], scoring.Scored]
+    """Told the messages, and whether they have failed before. Raises what `scoring.score` does."""
     give_up: Callable[[Sequence[DeadLetter]], None] = lambda letters: None
     """Told of dead letters before they are buried; raises Unavailable to be told again."""
-
-    def score(self, messages: Sequence[Message], tried: bool) -> scoring.Scored:
-        """See `scoring.score`."""
-        if self.score_by is not None:
-            return self.score_by(messages, tried)
-        return scoring.score(self.scorer, self.decode, self.outputs, messages, self.guard)
 
 
 class Loop:
@@ -288,7 +281,7 @@ class Loop:
             empty = [np.empty((0, *(max(1, d) for d in spec.shape[1:]))) for spec in outputs]
             scored = scoring.Scored([], empty, np.empty(0, np.int64), [], {})
         return Results(
-            model=self._work.scorer.name,
+            model=self._work.model.name,
             outputs=outputs,
             messages=[portion[place] for place in scored.good],
             ids=[scored.ids[place] for place in scored.good],
@@ -298,8 +291,8 @@ class Loop:
         )
 
     def _judge(self, message: Message, id: str, known: Mapping[Position, Attempts], error: Exception) -> Failed:
-        scorer = self._work.scorer
-        by = f"{scorer.name} version {scorer.version}"
+        model = self._work.model
+        by = f"{model.name} version {model.version}"
         return self._work.policy.judge(message, id, known.get(message.position, Attempts()), error, self._wall(), by)
 
     def _settle_failures(self, failed: Sequence[Failed]) -> None:

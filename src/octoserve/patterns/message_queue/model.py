@@ -151,10 +151,6 @@ class Models:
         """One that was published."""
         return self._loaded[number]
 
-    def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
-        """By the trusted version, as `scoring.Scorer`."""
-        return self.run(self.version, columns)
-
     def run(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
         """All rows, or an OctoserveError, or what `tick` raises."""
         if not self._live:
@@ -187,6 +183,6 @@ class Bound:
         self.version = version
         self._models = models
 
-    def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
+    def score(self, columns: Sequence[Tensor]) -> ScoredTable:
         """See `Scorer.score`."""
         return self._models.run(self.version, columns)

@@ -47,11 +47,11 @@ def loop_of_requests(
     )
     answers = opening.answers(kinds, settings)
     work = Work(
-        scorer=model,
+        model=model,
         decode=requests.decode,
         outputs=[ANSWER],
         policy=Policy(settings.max_attempts, settings.retry_delay),
-        score_by=requests.score,
+        score=requests.score,
         give_up=answers.fail if answers is not None else lambda letters: None,
     )
     limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)

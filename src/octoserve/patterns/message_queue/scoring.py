@@ -22,8 +22,8 @@ ID_HEADERS = ("message-id", "Nats-Msg-Id")
 """Headers that name a message, where its payload does not."""
 
 
-class Scorer(Protocol):
-    """The way through the data plane."""
+class Named(Protocol):
+    """Whose results they are."""
 
     @property
     def name(self) -> str:
@@ -32,10 +32,14 @@ class Scorer(Protocol):
 
     @property
     def version(self) -> int:
-        """Which of it scores."""
+        """Which of it scores, or is trusted where several do."""
         ...
 
-    def score(self, columns: Sequence[Tensor], keys: Sequence[bytes] | None = None) -> ScoredTable:
+
+class Scorer(Named, Protocol):
+    """The way through the data plane."""
+
+    def score(self, columns: Sequence[Tensor]) -> ScoredTable:
         """All rows, or an exception."""
         ...
 
@@ -104,8 +108,8 @@ def score(
     good: list[int] = []
     runs: list[ScoredTable] = []
     for group in decoded.groups:
-        keys = [messages[place].key or ids[place].encode() for place in group.rows]
-        for start, stop, ran in _bisected(scorer, group.columns, keys, guard, block or len(keys)):
+        rows = len(group.rows)
+        for start, stop, ran in _bisected(scorer, group.columns, rows, guard, block or rows):
             if isinstance(ran, _Ran):
                 good += group.rows[start:stop]
                 runs.append(ran.gave)
@@ -142,20 +146,20 @@ class _Ran(NamedTuple):
 
 
 def _bisected(
-    scorer: Scorer, columns: Sequence[Tensor], keys: Sequence[bytes], guard: Guard, block: int
+    scorer: Scorer, columns: Sequence[Tensor], rows: int, guard: Guard, block: int
 ) -> Iterator[tuple[int, int, _Ran | Exception]]:
     """Ranges of rows in order, each with its results, or a single row with why it has none."""
     arrays = [tensor.array() for tensor in columns]
-    waiting = [(start, min(start + block, len(keys))) for start in range(0, len(keys), max(1, block))][::-1]
+    waiting = [(start, min(start + block, rows)) for start in range(0, rows, max(1, block))][::-1]
     while waiting:
         start, stop = waiting.pop()
         part = columns
-        if (start, stop) != (0, len(keys)):
+        if (start, stop) != (0, rows):
             part = [Tensor.of(t.name, a[start:stop], t.datatype) for t, a in zip(columns, arrays, strict=True)]
         try:
             with guard():
                 began = monotonic()
-                gave = scorer.score(part, keys[start:stop])
+                gave = scorer.score(part)
                 seconds = monotonic() - began
         except (MemoryError, Fenced, Unavailable):
             raise  # no message's fault

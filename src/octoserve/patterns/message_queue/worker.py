@@ -224,11 +224,11 @@ def make_loop(
     runs = link.runs if follows else lambda role: None
     routed = crew.routed(lambda: deadline(settings.run_timeout), statistics.failed_by, runs)
     work = Work(
-        scorer=crew.models,
+        model=crew.models,
         decode=crew.voice(crew.models.version).decode,
         outputs=crew.outputs,
         policy=Policy(settings.max_attempts, settings.retry_delay),
-        score_by=routed.score,
+        score=routed.score,
     )
     limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)
     return Loop(
