@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from octoserve.core.errors import OctoserveError, SettingsError
 from octoserve.core.results import Result
@@ -18,11 +18,11 @@ from octoserve.lifecycle.lease import Handle
 from octoserve.lifecycle.probe import settle_batching
 from octoserve.patterns.message_queue.model import find
 from octoserve.patterns.message_queue.settings import QueueSettings
+from octoserve.patterns.message_queue.waiting import ticking
 from octoserve.routing.plan import RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
 
-_TICK = 1.0
 T = TypeVar("T")
 
 
@@ -62,14 +62,8 @@ class RequestModel:
         async def all_of() -> list[Result | OctoserveError]:
             return await asyncio.gather(*map(one, requests))
 
-        return self._loop.run_until_complete(self._ticking(all_of()))
+        return self._loop.run_until_complete(ticking(all_of(), self.tick))
 
     def waited(self, work: Callable[[], T]) -> T:
         """What it returns or raises, in a thread of its own. Raises what `tick` does."""
-        return self._loop.run_until_complete(self._ticking(asyncio.to_thread(work)))
-
-    async def _ticking(self, work: Coroutine[Any, Any, T]) -> T:
-        run = asyncio.ensure_future(work)
-        while not (await asyncio.wait((run,), timeout=_TICK))[0]:
-            self.tick()
-        return run.result()
+        return self._loop.run_until_complete(ticking(asyncio.to_thread(work), self.tick))

@@ -22,12 +22,12 @@ from octoserve.lifecycle import loading, lookup
 from octoserve.lifecycle.lease import Handle
 from octoserve.lifecycle.probe import settle_batching
 from octoserve.lifecycle.states import VersionRef
+from octoserve.patterns.message_queue.waiting import TICK, ticking
 from octoserve.repository.layout import ModelSettings
 from octoserve.routing.plan import RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
 
-_TICK = 1.0
 T = TypeVar("T")
 
 
@@ -154,25 +154,18 @@ class Models:
     def run(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
         """All rows, or an OctoserveError, or what `tick` raises."""
         if not self._live:
-            return self._loop.run_until_complete(self._ticking(number, columns))
-        run = asyncio.run_coroutine_threadsafe(self.plane.infer_table(self.name, columns, str(number)), self._loop)
+            return self._loop.run_until_complete(ticking(self._infer(number, columns), self.tick))
+        run = asyncio.run_coroutine_threadsafe(self._infer(number, columns), self._loop)
         while True:
             try:
-                return run.result(_TICK)
+                return run.result(TICK)
             except TimeoutError:
                 if run.done():
                     raise
                 self.tick()
 
-    async def _ticking(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
-        run = asyncio.ensure_future(self.plane.infer_table(self.name, columns, str(number)))
-        while not (await asyncio.wait((run,), timeout=_TICK))[0]:
-            self.tick()
-        return run.result()
-
-    def close(self) -> None:
-        """The last call."""
-        self._loop.close()
+    async def _infer(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
+        return await self.plane.infer_table(self.name, columns, str(number))
 
 
 class Bound:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from octoserve.connectors import objects
@@ -22,6 +20,7 @@ from octoserve.patterns.message_queue.outcome import Policy
 from octoserve.patterns.message_queue.requests import Requests
 from octoserve.patterns.message_queue.settings import QueueSettings
 from octoserve.patterns.message_queue.statistics import Statistics
+from octoserve.patterns.message_queue.waiting import deadline, put_off
 from octoserve.telemetry.metrics import Registry
 
 
@@ -41,8 +40,8 @@ def loop_of_requests(
     model = RequestModel(settings, kinds.runtimes, registry, executor)
     requests = Requests(
         model,
-        lambda: _deadline(settings.run_timeout),
-        lambda: _again(settings.run_timeout),
+        lambda: deadline(settings.run_timeout),
+        lambda: put_off(settings.run_timeout),
         lambda address: fetch(address, settings.inputs, settings.max_input),
     )
     answers = opening.answers(kinds, settings)
@@ -71,17 +70,3 @@ def fetch(address: str, places: Sequence[str], most: int) -> bytes:
     if size > most:
         raise TooLarge(f"{address} has {size} bytes, at most {most} are taken")
     return bucket.get(key)[0]
-
-
-@contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """The process is ended by SIGALRM if this takes longer; `_again` begins it anew."""
-    _again(seconds)
-    try:
-        yield
-    finally:
-        _again(0.0)
-
-
-def _again(seconds: float) -> None:
-    signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from octoserve.patterns.message_queue.promise import promise
 from octoserve.patterns.message_queue.request_work import loop_of_requests
 from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings, WorkerConfig, owner_of
 from octoserve.patterns.message_queue.statistics import Statistics
+from octoserve.patterns.message_queue.waiting import deadline
 from octoserve.telemetry.metrics import Registry
 
 log = logging.getLogger(__name__)
@@ -116,16 +117,6 @@ class Link:
         """A run of this arm begins; "" when it is over."""
         self._running = role
         self.tell(Report(running=role))
-
-
-@contextlib.contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """The process is ended by SIGALRM if this takes longer."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def run_worker(config: WorkerConfig, kinds: Kinds, end: socket.socket) -> int:
