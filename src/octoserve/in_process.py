@@ -43,7 +43,7 @@ class Endpoint:
         self._name = str(version)
         self.model = version.identity.name
         self.version = version.identity.version
-        self._nan = (missing or version.settings.missing) == "nan"
+        self._nan = (missing or self.signature.missing) == "nan"
         self._settings = JobSettings(columns=tuple(columns), convert="round")
         self._feeds: tuple[Schema, tuple[Feed, ...]] | None = None
         self._turn = threading.Lock()

@@ -13,13 +13,14 @@ from octoserve.codecs.request_rows import OpenInferenceRows, RawRows
 from octoserve.control.rollout.following import Route
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import NotFound, OctoserveError, SettingsError
-from octoserve.core.signature import TensorSpec
+from octoserve.core.signature import Signature, TensorSpec
 from octoserve.dataplane.mirror import Judge
+from octoserve.lifecycle.lease import Handle
 from octoserve.lifecycle.manager import LoaderThread
 from octoserve.lifecycle.warmup import warm
 from octoserve.patterns.message_queue.copies import judge_of
 from octoserve.patterns.message_queue.following import ABSENT, FAILED, LOADING, READY, Followed, VersionWord
-from octoserve.patterns.message_queue.model import Bound, Loaded, Models, find, load, unlike
+from octoserve.patterns.message_queue.model import Bound, Models, find, load, unlike
 from octoserve.patterns.message_queue.picking import Picker
 from octoserve.patterns.message_queue.routed import BLOCK, Routed, Voice
 from octoserve.patterns.message_queue.scoring import Decode, Guard
@@ -34,9 +35,8 @@ LOOK_AGAIN, TRY_AGAIN = 1.0, 30.0
 """Seconds until a version is looked for again that was not there, or tried again that failed."""
 
 
-def decoder(loaded: Loaded, settings: QueueSettings) -> Decode:
+def decoder(signature: Signature, settings: QueueSettings) -> Decode:
     """How payloads become a version's inputs. Raises SettingsError."""
-    signature = loaded.signature
     if settings.payload == "open-inference":
         return OpenInferenceRows(signature).decode
     if settings.payload == "raw":
@@ -46,7 +46,7 @@ def decoder(loaded: Loaded, settings: QueueSettings) -> Decode:
         if len(signature.inputs) != 1:
             raise SettingsError("columns: for models of one input; this one's are found by their names")
         features = {"": settings.columns}
-    missing = settings.missing or loaded.settings.missing or "refuse"
+    missing = settings.missing or signature.missing or "refuse"
     return JsonRows(signature, features, missing).decode
 
 
@@ -90,7 +90,7 @@ class Crew:
         self._words: dict[int, VersionWord] = {}
         self._again: dict[int, float] = {}
         """When what failed, or is not there, is looked at again."""
-        self._loads: queue.SimpleQueue[tuple[int, Loaded | Exception]] = queue.SimpleQueue()
+        self._loads: queue.SimpleQueue[tuple[int, Handle | Exception]] = queue.SimpleQueue()
         self._loader = LoaderThread()
         self._to_load: set[int] = set()
         """To be loaded from the next turn on: that it is, is told before, since it may be the end of the process."""
@@ -116,18 +116,19 @@ class Crew:
 
     # --- versions ------------------------------------------------------------------------------------
 
-    def _load(self, number: int | None) -> Loaded:
+    def _load(self, number: int | None) -> Handle:
         settings = self._settings
         return load(find(Path(settings.repository), settings.model, number, self._runtimes), self._runtimes)
 
-    def _publish(self, loaded: Loaded) -> int:
-        number = loaded.handle.ref.version
-        reason = unlike(self.outputs, loaded)
+    def _publish(self, handle: Handle) -> int:
+        number = handle.ref.version
+        reason = unlike(self.outputs, handle)
         if reason:
             raise SettingsError(reason)
-        self._voices[number] = Voice(Bound(self.models, number), decoder(loaded, self._settings), loaded.signature)
-        self._words[number] = VersionWord(READY, "", loaded.handle.ref.digest)
-        self.models.publish(loaded)
+        signature = handle.signature
+        self._voices[number] = Voice(Bound(self.models, number), decoder(signature, self._settings), signature)
+        self._words[number] = VersionWord(READY, "", handle.ref.digest)
+        self.models.publish(handle)
         return number
 
     def _failed(self, number: int, error: Exception) -> None:
@@ -142,12 +143,12 @@ class Crew:
 
         def work() -> None:
             try:
-                loaded = self._load(number)
-                warm(loaded.handle.loaded, BLOCK)
+                handle = self._load(number)
+                warm(handle.loaded, BLOCK)
             except Exception as error:
                 self._loads.put((number, error))
             else:
-                self._loads.put((number, loaded))
+                self._loads.put((number, handle))
 
         self._loader(work)
 
@@ -161,7 +162,7 @@ class Crew:
     def _misfed(self, plan: RoutePlan) -> tuple[int, str] | None:
         """A shadow that would get what it does not take: inputs that are made as the trusted version says."""
         for mirror in plan.mirrors:
-            theirs, ours = (self.models.loaded(n).settings.features or {} for n in (mirror.version, plan.stable))
+            theirs, ours = (self.models.signature(n).features for n in (mirror.version, plan.stable))
             if theirs != ours and self._settings.payload == "json" and not self._settings.columns:
                 return mirror.version, (
                     f"{self._settings.model} version {mirror.version} makes its inputs of other fields than version "

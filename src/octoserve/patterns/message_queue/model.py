@@ -9,8 +9,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from octoserve.core.errors import SettingsError
 from octoserve.core.evidence import Seen
 from octoserve.core.signature import Signature, TensorSpec
@@ -23,7 +21,6 @@ from octoserve.lifecycle.lease import Handle
 from octoserve.lifecycle.probe import settle_batching
 from octoserve.lifecycle.states import VersionRef
 from octoserve.patterns.message_queue.waiting import TICK, ticking
-from octoserve.repository.layout import ModelSettings
 from octoserve.routing.plan import RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
@@ -31,36 +28,15 @@ from octoserve.telemetry.metrics import Registry
 T = TypeVar("T")
 
 
-class Found(msgspec.Struct, frozen=True):
-    """A version as it lies in the repository."""
-
-    ref: VersionRef
-    settings: ModelSettings
-
-
-def find(repository: Path, name: str, number: int | None, runtimes: Mapping[str, Runtime]) -> Found:
+def find(repository: Path, name: str, number: int | None, runtimes: Mapping[str, Runtime]) -> VersionRef:
     """number: None for the highest. Reads the version's files. Raises NotFound, SettingsError."""
     found, _ = lookup.find(repository, name, number, runtimes, "a queue may run a message")
     threads = found.settings.threads or 1
-    ref = VersionRef(name, found.version, found.path, found.digest, found.runtime, threads, found.settings.batching)
-    return Found(ref, found.settings)
+    return VersionRef(name, found.version, found.path, found.digest, found.runtime, threads, found.settings.batching)
 
 
-class Loaded(msgspec.Struct, frozen=True):
-    """A version in memory."""
-
-    handle: Handle
-    settings: ModelSettings
-
-    @property
-    def signature(self) -> Signature:
-        """What it takes and gives."""
-        return self.handle.signature
-
-
-def load(found: Found, runtimes: Mapping[str, Runtime]) -> Loaded:
+def load(ref: VersionRef, runtimes: Mapping[str, Runtime]) -> Handle:
     """Blocking. Raises BrokenVersion, and SettingsError if its answers are not row by row."""
-    ref = found.ref
     loaded = loading.load(runtimes, ref.runtime, Path(ref.path), ref.threads, ref.batching)
     settle_batching(loaded)
     if not loaded.signature.batchable:
@@ -68,17 +44,17 @@ def load(found: Found, runtimes: Mapping[str, Runtime]) -> Loaded:
         raise SettingsError(
             f"{ref.model} version {ref.version} takes no rows: its answers are not row by row; it takes {takes}"
         )
-    return Loaded(Handle(ref, loaded), found.settings)
+    return Handle(ref, loaded)
 
 
-def unlike(outputs: Sequence[TensorSpec], other: Loaded) -> str:
+def unlike(outputs: Sequence[TensorSpec], other: Handle) -> str:
     """Why a version's results cannot stand beside those of these outputs; "" if they can."""
     theirs = {spec.name: spec for spec in other.signature.outputs}
     for spec in outputs:
         came = theirs.get(spec.name)
         if came is None or (came.datatype, came.shape) != (spec.datatype, spec.shape):
             wanted = f"output {spec} is wanted, {came or 'no such output'} came"
-            return f"{other.handle.ref} does not answer as the others: {wanted}; the results are one table"
+            return f"{other.ref} does not answer as the others: {wanted}; the results are one table"
     return ""
 
 
@@ -97,7 +73,7 @@ class Models:
         """Called every second while a run takes its time, on the thread that waits for it."""
         self._loop = asyncio.new_event_loop()
         self.plane = DataPlane(registry, self._loop, executor, judges=judges)
-        self._loaded: dict[int, Loaded] = {}
+        self._loaded: dict[int, Handle] = {}
         self._live = live
         if live:
             threading.Thread(target=self._loop.run_forever, name="data plane", daemon=True).start()
@@ -119,18 +95,18 @@ class Models:
         assert plan is not None, "a plan comes first"
         return plan.stable
 
-    def publish(self, loaded: Loaded) -> None:
+    def publish(self, handle: Handle) -> None:
         """It may be scored with."""
-        self._loaded[loaded.handle.ref.version] = loaded
-        self.on_loop(lambda: self.plane.publish(loaded.handle))
+        self._loaded[handle.ref.version] = handle
+        self.on_loop(lambda: self.plane.publish(handle))
 
     def retire(self, number: int) -> None:
         """It is scored with no more: no plan names it, and nothing runs."""
-        loaded = self._loaded.pop(number)
+        handle = self._loaded.pop(number)
 
         def unload() -> None:
-            self.plane.retire(loaded.handle)
-            loaded.handle.when_idle(loaded.handle.loaded.close)
+            self.plane.retire(handle)
+            handle.when_idle(handle.loaded.close)
 
         self.on_loop(unload)
 
@@ -147,9 +123,9 @@ class Models:
         """About once a second."""
         self.on_loop(self.plane.splits.sweep)
 
-    def loaded(self, number: int) -> Loaded:
-        """One that was published."""
-        return self._loaded[number]
+    def signature(self, number: int) -> Signature:
+        """Of one that was published."""
+        return self._loaded[number].signature
 
     def run(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
         """All rows, or an OctoserveError, or what `tick` raises."""
