@@ -23,7 +23,7 @@ def total(matrix: Array) -> dict[str, Array]:
 
 
 def model(facts: Facts, predict: Any = total, **settings: Any) -> TabularModel:
-    return TabularModel("x", facts, RuntimeSettings(**settings), predict, lambda: None)
+    return TabularModel("x", facts, RuntimeSettings(**settings), predict)
 
 
 def spec(name: str, datatype: str = "FP32", *shape: int) -> TensorSpec:

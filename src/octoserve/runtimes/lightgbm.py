@@ -40,7 +40,7 @@ class LightGBMRuntime:
         def predict(matrix: Array) -> dict[str, Array]:
             return {"prediction": booster.predict(matrix, num_threads=threads)}
 
-        return TabularModel("lightgbm", facts, settings, predict, lambda: None)
+        return TabularModel("lightgbm", facts, settings, predict)
 
 
 class _Quiet:

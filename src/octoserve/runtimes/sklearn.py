@@ -93,7 +93,7 @@ def _model(estimator: Any, file: str, settings: RuntimeSettings) -> LoadedModel:
         )
     facts = Facts(file, int(width), "FP64", names)
     try:
-        return TabularModel("sklearn", facts, settings, predict, lambda: None)
+        return TabularModel("sklearn", facts, settings, predict)
     except BrokenVersion as error:
         if settings.inputs is not None or "row of zeros" not in str(error):
             raise

@@ -48,12 +48,9 @@ class TabularModel:
 
     lanes = 0
 
-    def __init__(
-        self, platform: str, facts: Facts, settings: RuntimeSettings, predict: Predict, close: Callable[[], None]
-    ) -> None:
+    def __init__(self, platform: str, facts: Facts, settings: RuntimeSettings, predict: Predict) -> None:
         self.platform = platform
         self._predict = predict
-        self._close = close
         self._file = facts.file
         self._refuse_missing = settings.missing == "refuse"
         names = _names(facts, settings)
@@ -141,8 +138,7 @@ class TabularModel:
 
     def close(self) -> None:
         """See `runtimes.protocol.LoadedModel.close`."""
-        self._close()
-        del self._predict, self._close
+        del self._predict
 
 
 def _names(facts: Facts, settings: RuntimeSettings) -> tuple[str, ...]:

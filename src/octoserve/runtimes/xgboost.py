@@ -42,7 +42,7 @@ class XGBoostRuntime:
         def predict(matrix: Array) -> dict[str, Array]:
             return {"prediction": booster.inplace_predict(matrix, validate_features=False)}
 
-        return TabularModel("xgboost", facts, settings, predict, lambda: None)
+        return TabularModel("xgboost", facts, settings, predict)
 
 
 def _facts(booster: Any, file: str) -> Facts:
