@@ -122,6 +122,7 @@ def test_a_model_without_rows_takes_arrays_only(models):
         ("echo_uint8", [[-1]], "-1 does not fit UINT8"),
         ("echo_int8", [[128]], "128 does not fit INT8"),
         ("echo_bytes", [[1]], "text or bytes wanted"),
+        ("echo_bytes", [["a"], [None]], "text or bytes wanted, NoneType came"),
         ("echo_fp32", [["a"]], "FP32 wanted, <U1 came"),
         ("echo_fp32", [[1.0], [2.0, 3.0]], "no array"),
         ("echo_fp32", [1.0], "shape"),

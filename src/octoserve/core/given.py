@@ -30,6 +30,9 @@ def array_for(spec: TensorSpec, values: Any) -> Array:
         made[...] = came
         flat = made.reshape(-1)
         flat[:] = [item.encode() if isinstance(item, str) else item for item in flat.tolist()]
+        for item in flat:
+            if not isinstance(item, bytes):
+                raise InvalidInput(f"input {spec.name!r}: text or bytes wanted, {type(item).__name__} came")
         return made
     if came.dtype == kind.dtype:
         return np.require(came, requirements=["C", "A"])
