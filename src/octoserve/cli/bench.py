@@ -55,13 +55,13 @@ def bench(
     if parts.scheme != "http" or not parts.hostname:
         raise SettingsError(f"{url!r} is no http:// address; wanted for example http://127.0.0.1:8080")
     host, port = parts.hostname, parts.port or 80
-    path = _path(f"http://{host}:{port}", parts.path, model)
-    content = body.read_bytes() if body else _made_up(f"http://{host}:{port}", path, rows)
+    base = f"http://{host}:{port}"
+    path = _path(base, parts.path, model)
+    content = body.read_bytes() if body else _made_up(base, path, rows)
     request = (
         f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(content)}\r\n\r\n"
     ).encode() + content
-    base = f"http://{host}:{port}"
     if verify_slo:
         from octoserve.cli.bench_slo import Verify, model_of, promised, verify
 
@@ -72,11 +72,11 @@ def bench(
         )  # fmt: skip
         verify(wanted, lambda load, seconds, before: _run(load, seconds, before, base))
         return
-    outcome = _run(Load(host, port, request, connections, rate), duration, warm_up, f"http://{host}:{port}")
+    outcome = _run(Load(host, port, request, connections, rate), duration, warm_up, base)
     if as_json:
         typer.echo(json.dumps(_summary(outcome, connections, rate)))
     else:
-        _show(outcome, f"http://{host}:{port}{path}", connections, rate)
+        _show(outcome, f"{base}{path}", connections, rate)
     if not outcome.latencies:
         raise typer.Exit(1)
 

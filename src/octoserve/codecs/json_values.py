@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from octoserve.codecs.large_json import LARGE, no_collections
-from octoserve.codecs.row_tensors import KINDS
+from octoserve.codecs.row_tensors import KINDS, lists_of
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput, TooLarge, Unsupported
 from octoserve.core.packing import pack
@@ -88,13 +88,6 @@ def parsed_all(texts: Sequence[str], kind: str, name: str, row: int = 0) -> list
         with contextlib.suppress(ValueError):  # one that is missing, or no number: which it is takes longer
             return list(map(float if kind == "float" else int, texts))
     return [parsed(text, kind, name, row or at) for at, text in enumerate(texts, 1)]
-
-
-def lists_of(kind: Any, depth: int) -> Any:
-    """The type of lists nested so deep."""
-    for _ in range(depth):
-        kind = list.__class_getitem__(kind)
-    return kind
 
 
 class Pair:

@@ -206,9 +206,14 @@ def _type(spec: TensorSpec, whole: bool) -> Any:
     inner = spec.shape[1:]
     if not whole or inner in ((), (1,)):
         return element
-    for _ in inner:
-        element = list.__class_getitem__(element)
-    return element
+    return lists_of(element, len(inner))
+
+
+def lists_of(kind: Any, depth: int) -> Any:
+    """The type of lists nested so deep."""
+    for _ in range(depth):
+        kind = list.__class_getitem__(kind)
+    return kind
 
 
 def _strings(cells: Sequence[Any]) -> Array:

@@ -18,14 +18,13 @@ from octoserve.codecs.json_values import (
     Pair,
     carefully,
     element,
-    lists_of,
     parsed_all,
     shown,
     struct_of,
     unwrapped,
 )
 from octoserve.codecs.large_json import LARGE
-from octoserve.codecs.row_tensors import KINDS, RowTensors
+from octoserve.codecs.row_tensors import KINDS, RowTensors, lists_of
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput, SettingsError, TooLarge
 from octoserve.core.signature import Signature

@@ -8,6 +8,7 @@ are gone, is one sum whatever the order. Never summed over strata: a stratum is 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -145,13 +146,19 @@ def merge(a: Stratum, b: Stratum) -> Stratum:
 
 def join_keys(samples: Iterable[tuple[int, dict[int, str]]]) -> tuple[int, dict[int, str]]:
     """Several samples of distinct keys as one of the same kind, no larger than one: see `exposure.KeySample`."""
-    told = list(samples)
-    level = max((level for level, _ in told), default=0)
-    united = {key: role for _, keys in told for key, role in keys.items() if not key & ((1 << level) - 1)}
+    level, united = _united(samples)
     while len(united) > KEY_SAMPLE and level < 64:
         level += 1
         united = {key: role for key, role in united.items() if not key & ((1 << level) - 1)}
     return level, united
+
+
+def _united(samples: Iterable[tuple[int, dict[int, str]]]) -> tuple[int, dict[int, str]]:
+    """All of them at the highest level among them."""
+    told = list(samples)
+    level = max((level for level, _ in told), default=0)
+    mask = (1 << level) - 1
+    return level, {key: role for _, keys in told for key, role in keys.items() if not key & mask}
 
 
 def seen_of(seed: str, endpoint: str, stratum: str, seen: Iterable[Seen]) -> Seen | None:
@@ -170,10 +177,5 @@ def seen_of(seed: str, endpoint: str, stratum: str, seen: Iterable[Seen]) -> See
 
 def unite(samples: Iterable[tuple[int, dict[int, str]]]) -> dict[str, int]:
     """Role -> distinct keys, over several workers' (level, keys), at the highest level among them."""
-    told = list(samples)
-    mask = (1 << max((level for level, _ in told), default=0)) - 1
-    united = {key: role for _, keys in told for key, role in keys.items() if not key & mask}
-    counts: dict[str, int] = {}
-    for role in united.values():
-        counts[role] = counts.get(role, 0) + 1
-    return counts
+    _, united = _united(samples)
+    return dict(Counter(united.values()))

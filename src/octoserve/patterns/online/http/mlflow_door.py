@@ -147,8 +147,10 @@ def formats(headers: dict[str, str]) -> Invocations:
     else:
         raise UnsupportedMedia(f"content type {content!r}; {codec.JSON}, {codec.CSV} and {codec.LINES} are taken")
     accept = headers.get("accept", "*/*").lower().partition(",")[0].partition(";")[0].strip()
-    if accept == codec.CSV or (accept in _LINES or (reads == codec.LINES and accept == "*/*")):
-        writes = codec.CSV if accept == codec.CSV else codec.LINES
+    if accept == codec.CSV:
+        writes = codec.CSV
+    elif accept in _LINES or (accept == "*/*" and reads == codec.LINES):
+        writes = codec.LINES
     else:
         writes = codec.JSON
     return Invocations(reads, writes, {"present": True, "absent": False}.get(options.get("header", "")))

@@ -36,11 +36,9 @@ class Followers:
         """Put down what a follower says; what it is to do. Raises InvalidInput, Unavailable."""
         word = _decoded(body)
         name = PREFIX + word.id
+        await self._tell(name, endpoint, word)  # of one that leaves too: its last evidence counts
         if word.leaves:
-            await self._tell(name, endpoint, word)  # its last evidence counts
             await self._ledger.do(lambda store: store.leave(name))
-        else:
-            await self._tell(name, endpoint, word)
         return self.route(endpoint)
 
     async def _tell(self, name: str, endpoint: str, word: FollowerWord) -> None:
