@@ -175,15 +175,14 @@ def _publish(repository: Path, name: str, number: int, draft: Draft) -> None:
 
 def _loaded(name: str, folder: Path) -> str:
     """What it takes and gives. Raises BrokenVersion, with what can be said about it."""
-    from octoserve.app import formats, runtimes
-    from octoserve.lifecycle.loading import load, settings_of
+    from octoserve.app import runtimes
+    from octoserve.lifecycle.loading import load, runtime_of
     from octoserve.lifecycle.probe import settle_batching
 
-    artifacts = formats().artifacts
-    found = (artifacts[item.name] for item in folder.iterdir() if item.name in artifacts)
-    runtime = settings_of(folder).runtime or next(found, "")
+    known = runtimes()
     try:
-        loaded = load(runtimes(), runtime, folder)
+        runtime = runtime_of(known, folder)
+        loaded = load(known, runtime, folder)
     except BrokenVersion as error:
         raise BrokenVersion(
             f"{name} was not imported, since it could not be served: {error}. Fields for its model.yaml can be given "

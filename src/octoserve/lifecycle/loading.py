@@ -89,9 +89,16 @@ def _load_part(runtimes: Mapping[str, Runtime], folder: Path, part: str, threads
     if not part or Path(part).name != part or part.startswith(".") or not inner.is_dir():
         raise BrokenVersion(f"no folder {part!r} in {folder}; a part is a folder in its version, laid out like one")
     said = settings_of(inner)
-    found = {runtime.name for runtime in runtimes.values() if any((inner / f).is_file() for f in runtime.artifacts)}
-    name = said.runtime or (found.pop() if len(found) == 1 else "")
-    if not name:
+    return load(runtimes, runtime_of(runtimes, inner), inner, said.threads or threads, said.batching)
+
+
+def runtime_of(runtimes: Mapping[str, Runtime], folder: Path) -> str:
+    """The name that its model.yaml gives, else that of the files. Raises BrokenVersion, Refused."""
+    named = settings_of(folder).runtime
+    if named:
+        return named
+    found = {runtime.name for runtime in runtimes.values() if any((folder / f).is_file() for f in runtime.artifacts)}
+    if len(found) != 1:
         several = f"of several formats ({', '.join(sorted(found))})" if found else "of no format that is known here"
-        raise BrokenVersion(f"{part}: its files are {several}; name its runtime: in {part}/{MODEL_YAML}")
-    return load(runtimes, name, inner, said.threads or threads, said.batching)
+        raise BrokenVersion(f"{folder.name}: its files are {several}; name its runtime: in {folder.name}/{MODEL_YAML}")
+    return found.pop()
