@@ -79,6 +79,19 @@ def test_a_zombie_of_a_run_before_finds_its_folder_gone(tmp_path: Path) -> None:
     assert folders == {f"spark-{second.reach.token}"}, "the zombie made nothing anew"
 
 
+def test_a_zombie_finds_its_folder_gone_on_either_engine_and_hinders_no_clearing(tmp_path: Path) -> None:
+    first = a_desk(tmp_path / "out")
+    leave(first, "00000-a")
+    first._work.release()
+    work = LocalSink(tmp_path / "out", LocalFiles()).enter(0.0)
+    work.begin(Began(token=work.token, host="h", pid=1, at=0.0))
+    with pytest.raises(Fenced):
+        first.reach.open(Files(), None, None, "00001-c")
+    assert not list(work.place.work.glob("spark-*"))
+    work.clear()
+    assert not work.place.work.exists()
+
+
 def test_a_driver_that_has_lost_its_lease_takes_nothing(tmp_path: Path) -> None:
     desk = a_desk(tmp_path / "out")
     line = leave(desk, "00000-a")

@@ -6,6 +6,7 @@ Everything durable goes through here, so that a test can end the process after a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,10 @@ class DiskTrouble(OctoserveError):
     """Something could not be written, with the system's reason; what was published stays."""
 
     reason = "disk"
+
+
+_TRIES = 10
+"""To remove a folder that somebody writes to."""
 
 
 class LocalFiles:
@@ -71,9 +76,15 @@ class LocalFiles:
         path.unlink(missing_ok=True)
 
     def remove_tree(self, path: Path) -> None:
-        """A folder and all in it, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+        """A folder and all in it, if it is there; also what somebody puts there meanwhile, who ends soon."""
+        for left in reversed(range(_TRIES)):
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                if path.exists() and not (left and error.errno in (errno.ENOENT, errno.ENOTEMPTY)):
+                    raise
+            if not path.exists():
+                return
 
 
 class OutFile(Protocol):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,9 @@ INSIDE = "_octoserve"
 """The work folder of a sink in which parts appear in place."""
 JOB, JOURNAL = "job.json", "journal.jsonl"
 _PART = re.compile(r"part-\d{5,}\.parquet")
+ANSWERS = "spark-"
+"""A folder of executors begins so; their run's token follows."""
+_GONE = ".gone"
 
 
 class DamagedJob(OctoserveError):
@@ -52,6 +56,10 @@ class Place(msgspec.Struct, frozen=True):
     def journal(self) -> Path:
         """What is finished."""
         return self.work / JOURNAL
+
+    def answers(self, token: int) -> Path:
+        """Where the executors of the run with that token write; nobody else does."""
+        return self.work / f"{ANSWERS}{token}"
 
     def has_work(self) -> bool:
         """Whether there is a job that has begun and whose folder is still there."""
@@ -116,11 +124,22 @@ def sweep(files: LocalFiles, place: Place, finished: Mapping[int, Finished]) -> 
     known = {part.name for line in whole.values() for part in (line.part, line.bad) if part is not None}
     for path in place.temp.iterdir():
         files.remove(path)
+    for path in place.work.glob(f"{ANSWERS}*"):
+        close_answers(files, path)
     for folder, prefix in ((place.parts, ""), (place.parts / BAD, f"{BAD}/")):
         for path in folder.iterdir() if folder.is_dir() else ():
             if _PART.fullmatch(path.name) and prefix + path.name not in known:
                 files.remove(path)
     return whole
+
+
+def close_answers(files: LocalFiles, folder: Path) -> None:
+    """Remove it at once for executors that still write there, driver or not: from the rename on they find it gone."""
+    if folder.is_dir() and not folder.name.endswith(_GONE):
+        gone = folder.with_name(f"{folder.name}.{time.time_ns():x}{_GONE}")
+        files.rename(folder, gone)
+        folder = gone
+    files.remove_tree(folder)
 
 
 def _lies_there(place: Place, line: Finished) -> bool:

@@ -7,7 +7,6 @@ writes it (docs/decisions/0012-batch-on-object-stores.md).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +31,6 @@ from octoserve.patterns.batch.spark import mailbox
 from octoserve.patterns.batch.spark.mailbox import Answer
 from octoserve.patterns.batch.workplace import Place
 
-FOLDER = "spark-"
-
 
 class LocalReach(msgspec.Struct, frozen=True, kw_only=True):
     """A folder that driver and executors see under one path. work: the work folder; token: of the driver's lease."""
@@ -42,18 +39,22 @@ class LocalReach(msgspec.Struct, frozen=True, kw_only=True):
     token: int
 
     @property
+    def _place(self) -> Place:
+        work = Path(self.work)
+        return Place(work, work, True)
+
+    @property
     def answers(self) -> Path:
         """Where this run's tasks write; nobody else does."""
-        return Path(self.work) / f"{FOLDER}{self.token}"
+        return self._place.answers(self.token)
 
     def job(self, tools: Tools) -> Job:
         """What the driver wrote down. Raises SettingsError if it is not seen from here."""
-        work = Path(self.work)
         try:
-            return workplace.read_job(Place(work, work, True))
+            return workplace.read_job(self._place)
         except NotFound:
             raise SettingsError(
-                f"no job lies in {work}; the sink must be a folder that driver and executors share, under one path"
+                f"no job lies in {self.work}; the sink must be a folder that driver and executors share, under one path"
             ) from None
 
     def check(self) -> None:
@@ -118,13 +119,11 @@ class LocalDesk:
     """Seconds between two looks: what a killed driver may lose beside what is under way."""
 
     def __init__(self, work: LocalWork) -> None:
-        """Makes the folder, and removes those of runs before: their tasks find them gone. Raises OSError."""
+        """Makes the folder; those of runs before went when this one began. Raises OSError."""
         self._work = work
         self._files = work.files
         self._seen: set[str] = set()
         self.reach = LocalReach(work=str(work.place.work), token=work.token)
-        for folder in work.place.work.glob(f"{FOLDER}*"):
-            self._remove(folder)
         self._files.make_folder(self.reach.answers)
         self._files.fsync_folder(work.place.work)
 
@@ -142,16 +141,8 @@ class LocalDesk:
         self._work.journal(line)
 
     def close(self) -> None:
-        """Remove the folder. Raises OSError, if a task is quicker."""
-        self._remove(self.reach.answers)
-
-    def _remove(self, folder: Path) -> None:
-        """At once for tasks that write there: from the rename on they find it gone."""
-        if folder.is_dir() and not folder.name.endswith(".gone"):
-            gone = folder.with_name(f"{folder.name}.{time.time_ns():x}.gone")
-            self._files.rename(folder, gone)
-            folder = gone
-        self._files.remove_tree(folder)
+        """Remove the folder. Raises OSError."""
+        workplace.close_answers(self._files, self.reach.answers)
 
 
 class ObjectReach(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +177,7 @@ class ObjectReach(msgspec.Struct, frozen=True, kw_only=True):
 
     def refusals(self, sink: ObjectSink) -> str:
         """The keys' prefix."""
-        return f"{sink.folder}/{FOLDER}{self.token}"
+        return f"{sink.folder}/{workplace.ANSWERS}{self.token}"
 
 
 class _ObjectShelf:
