@@ -388,7 +388,7 @@ def test_without_its_envoy_a_rollout_waits_and_an_abort_holds_all_the_same(repos
         process.kill()
         process.wait()
         waits(it, f"Envoy (Envoy's admin at 127.0.0.1:{admin} does not answer")
-        drawn = {"x_octoserve_arm": "candidate", "x_octoserve_version": "2"}
+        drawn = {"x_octoserve_arm": "candidate", "x_octoserve_version": "2", "x_octoserve_endpoint": "versioned"}
         with contextlib.closing(connect(it.service.ports["http"])) as connection:
             assert ask(connection, **drawn) == 2, "what an Envoy has drawn"
             assert it.rollout()["step"] == 0
