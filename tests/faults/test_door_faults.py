@@ -431,8 +431,10 @@ def test_bodies_held_together_are_bounded(service: Served) -> None:
             with contextlib.suppress(ConnectionError):
                 sock.sendall(b" " * 39_000_000)
             peak = max(peak, service.rss())
-        until(lambda: sum(map(answered, socks)) == 5, 10, "three of 40 MB are all that go into 128 MB")
-        assert {status(sock.recv(1 << 16)) for sock in socks if answered(sock)} == {503}
+        until(lambda: sum(map(answered, socks)) >= 5, 10, "three of 40 MB are all that go into 128 MB")
+        told = {status(sock.recv(1 << 16)) for sock in socks if answered(sock)}
+        assert 503 in told
+        assert told <= {503, 408}, "who held room for too long (this machine may be slow) makes it for the next"
         assert peak < before + 200e6
         assert service.ask("POST", "/v2/models/versioned/infer", BODY).status == 200
     finally:
