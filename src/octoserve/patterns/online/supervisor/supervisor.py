@@ -230,6 +230,9 @@ class Supervisor:
                 deadlines=deadlines_of(settings),
                 slos=settings.slos(),
                 max_batch_bytes=settings.max_batch_bytes,
+                priorities=settings.admission.levels(),
+                tenants=settings.admission.rules(settings.workers),
+                caches={name: own.cache.limits() for name, own in settings.models.items() if own.cache is not None},
             ),
             spool=str(self._spool()),
             trust=tuple(settings.trust),
@@ -527,6 +530,7 @@ def wishes_of(section: ModelSection | None, settings: ServeSettings) -> ModelWis
         threads=section.threads,
         batching=section.batching.enabled,
         max_batch_rows=section.batching.max_rows,
+        cached=section.cache is not None,
     )
 
 
