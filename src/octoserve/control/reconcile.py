@@ -89,7 +89,7 @@ def _ref(snapshot: Snapshot, disk: VersionOnDisk, known: VersionRef | None) -> V
     if in_use and (disk.state is not DiskState.WHOLE or known is None or disk.digest != known.digest):
         return known  # what is in memory is not changed under its users, whatever happens to its files
     wishes = snapshot.wishes_of(disk.model)
-    if problem(snapshot, disk):
+    if disk.state is not DiskState.WHOLE or problem(snapshot, disk):
         return None
     mine = disk.settings
     attempt = snapshot.base_attempt + disk.edition + snapshot.retries.get(disk.model, 0)
