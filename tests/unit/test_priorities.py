@@ -298,6 +298,14 @@ class Queue(RuleBasedStateMachine):
             assert not overtaken or all(other.arrived >= mine.arrived for other in self.waiting), "its turn"
 
     @precondition(lambda self: self.waiting)
+    @rule(runs=st.integers(1, 8))
+    def be_busy(self, runs: int) -> None:
+        """High keeps coming, one a run."""
+        for _ in range(runs):
+            self.arrive(HIGH, False)
+            self.run()
+
+    @precondition(lambda self: self.waiting)
     @rule(place=st.integers(0, 50))
     def cancel(self, place: int) -> None:
         call = self.waiting.pop(place % len(self.waiting))
@@ -319,4 +327,4 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = settings(stateful_step_count=scale(40, 80), max_examples=scale(40, 1000), deadline=None)
+TestQueue.settings = settings(stateful_step_count=scale(40, 80), max_examples=scale(20, 1000), deadline=None)
