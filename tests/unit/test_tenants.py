@@ -96,9 +96,10 @@ def test_a_rate_lets_in_what_a_token_bucket_does(burst: int, rate: float, pauses
         try:
             tenant.enter(float(now))
         except Overloaded as error:
+            refused = error
             assert tokens < 1
-            assert error.reason == RATE
-            assert error.retry_after >= (1 - tokens) / Fraction(rate)
+            assert refused.reason == RATE
+            assert refused.retry_after >= (1 - tokens) / Fraction(rate)
         else:
             assert tokens >= 1
             tokens -= 1
@@ -115,8 +116,8 @@ def test_concurrency_is_a_count(steps: list[bool], most: int) -> None:
                 tenant.enter(0.0)
                 inside += 1
             except Overloaded as error:
-                assert error.reason == CONCURRENCY
-                assert inside == most
+                refused = error
+                assert (refused.reason, inside) == (CONCURRENCY, most)
         elif inside:
             tenant.leave()
             inside -= 1

@@ -149,18 +149,18 @@ class Batcher:
 
     def _admit(self, call: Call, pending: int, levels: Levels) -> None:
         """Whether there is room and time for a call of its level. Raises Overloaded or DeadlineExceeded."""
-        level = call.level
+        level, budget = call.level, self._budget
+        room, limit = levels.share(level, self._max_queue), levels.share(level, budget.limit)
         try:
-            ahead = self._rows_ahead - levels.rows_behind(level)
-            room = levels.share(level, self._max_queue)
-            admit(call.arrived, call.deadline, pending, room, ahead, self._row_seconds, LEVELS[level])
-            limit = levels.share(level, self._budget.limit)
-            if self._budget.held + call.nbytes > limit:
-                self._budget.refuse(call.nbytes, ahead * self._row_seconds, limit)
+            if pending >= room or call.deadline != NEVER or budget.held + call.nbytes > limit:
+                ahead = self._rows_ahead - levels.rows_behind(level)
+                admit(call.arrived, call.deadline, pending, room, ahead, self._row_seconds, LEVELS[level])
+                if budget.held + call.nbytes > limit:
+                    budget.refuse(call.nbytes, ahead * self._row_seconds, limit)
         except Overloaded:
-            self.statistics.of_level(LEVELS[level], SHED).value += 1
+            self.statistics.of_level(level, SHED).value += 1
             raise
-        self.statistics.of_level(LEVELS[level], LET_IN).value += 1
+        self.statistics.of_level(level, LET_IN).value += 1
 
     def cancel(self, call: Call) -> None:
         """The caller went away; a run that has begun is finished, its answer dropped."""

@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from octoserve.core.admission import LEVELS, Priorities
+from octoserve.core.admission import LEVELS, LOW, NORMAL, Priorities
 from octoserve.core.errors import InvalidInput
 from octoserve.dataplane.call import Call
 
@@ -29,7 +29,10 @@ def level_of(call: Call, default: int) -> int:
 
     Raises InvalidInput for one that does not exist.
     """
-    asked = [_level(call.header(HEADER), f"header {HEADER}"), _level(call.parameter(PARAMETER), "parameter priority")]
+    header, parameter = call.header(HEADER), call.parameter(PARAMETER)
+    if header is None and parameter is None:
+        return default
+    asked = (_level(header, f"header {HEADER}"), _level(parameter, "parameter priority"))
     named = [level for level in asked if level is not None]
     return max(named) if named else default
 
@@ -50,11 +53,12 @@ class Levels:
         self._rules = rules
         self._queues: tuple[deque[Call], ...] = tuple(deque() for _ in LEVELS)
         self._rows = [0] * len(LEVELS)
+        self._count = 0
         self._overtaking = 0
         self._oldest_first = False
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues))
+        return self._count
 
     def __iter__(self) -> Iterator[Call]:
         return itertools.chain.from_iterable(self._queues)
@@ -65,17 +69,20 @@ class Levels:
 
     def rows_behind(self, level: int) -> int:
         """Rows that wait at lower levels."""
-        return sum(self._rows[level + 1 :])
+        _, normal, low = self._rows
+        return 0 if level == LOW else low if level == NORMAL else normal + low
 
     # --- as a deque ------------------------------------------------------------------------------------
 
     def append(self, call: Call) -> None:
         """The last of its level."""
+        self._count += 1
         self._rows[call.level] += call.rows
         self._queues[call.level].append(call)
 
     def appendleft(self, call: Call) -> None:
         """Back to the head of its level, from where it was taken."""
+        self._count += 1
         self._rows[call.level] += call.rows
         self._queues[call.level].appendleft(call)
 
@@ -87,18 +94,18 @@ class Levels:
     def remove(self, call: Call) -> None:
         """Raises ValueError if it does not wait."""
         self._queues[call.level].remove(call)
+        self._count -= 1
         self._rows[call.level] -= call.rows
 
     def popleft(self) -> Call:
         """Who goes next. Raises IndexError where nobody waits."""
-        waiting = [queue for queue in self._queues if queue]
-        if not waiting:
-            raise IndexError("nobody waits")
-        queue = waiting[0]
+        high, normal, low = self._queues
+        queue = high or normal or low
         if self._oldest_first:
             self._oldest_first = False
-            queue = min(waiting, key=lambda queue: queue[0].arrived)
+            queue = min((queue for queue in self._queues if queue), key=lambda queue: queue[0].arrived)
         call = queue.popleft()
+        self._count -= 1
         self._rows[call.level] -= call.rows
         return call
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from octoserve.core.admission import LEVELS
 from octoserve.dataplane.slo import INTERNAL, EndpointSlo
 from octoserve.telemetry.metrics import ROWS, Counter, Histogram, Metric, Registry
 
@@ -45,6 +46,7 @@ class VersionStatistics:
     def __init__(self, metrics: Metrics, model: str, version: int, slo: EndpointSlo | None = None) -> None:
         self._requests = metrics.requests
         self._levels = metrics.levels
+        self._of_levels: dict[tuple[int, str], Counter] = {}
         self._labels = (model, str(version))
         self.queue = metrics.queue.histogram(*self._labels)
         self.run = metrics.run.histogram(*self._labels)
@@ -73,10 +75,13 @@ class VersionStatistics:
             series = self._ok[door] = self._requests.histogram(*self._labels, door, "ok")
         return series
 
-    def of_level(self, level: str, outcome: str) -> Counter:
+    def of_level(self, level: int, outcome: str) -> Counter:
         """How many requests of a priority were let in, or shed."""
-        assert self._levels is not None
-        return self._levels.counter(*self._labels, level, outcome)
+        series = self._of_levels.get((level, outcome))
+        if series is None:
+            assert self._levels is not None
+            series = self._of_levels[level, outcome] = self._levels.counter(*self._labels, LEVELS[level], outcome)
+        return series
 
     def failed(self, door: str, reason: str, seconds: float) -> None:
         """Count a request that this version did not answer."""
