@@ -222,7 +222,7 @@ def test_a_rate_is_refused_alike_by_http_and_grpc(house: House) -> None:
     assert answers([house.later(1, tenant="metered")]) == {200: 1}
     refused = house.later(1, tenant="metered").result(60)
     assert (refused.status, refused.headers["retry-after"]) == (429, "60")
-    assert "requests a second here, and has asked more" in refused.json()["error"]
+    assert "may ask one request in 43200 s here, and has asked more" in refused.json()["error"]
     with (
         triton_grpc.InferenceServerClient(house.service.grpc) as client,
         pytest.raises(InferenceServerException, match="has asked more") as caught,

@@ -196,7 +196,7 @@ def test_a_rate_says_when_to_come_back() -> None:
     error = house.ask("a").error
     assert isinstance(error, Overloaded)
     assert (error.reason, error.retry_after) == ("tenant_rate", 10)
-    assert str(error) == "tenant 'a' may ask 0.1 requests a second here, and has asked more; the next one in 10.000 s"
+    assert str(error) == "tenant 'a' may ask one request in 10 s here, and has asked more; the next one in 10.000 s"
     house.clock.advance(10)
     assert house.ask("a").error is None
     house.finish()

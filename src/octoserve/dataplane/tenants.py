@@ -72,7 +72,7 @@ class Tenant:
             if wait > _ROUNDING:
                 self.counts.add(RATE)
                 raise Overloaded(
-                    f"tenant {self.name!r} may ask {1 / self._interval:g} requests a second here, and has asked more; "
+                    f"tenant {self.name!r} may ask {_said(self._interval)} here, and has asked more; "
                     f"the next one in {wait:.3f} s",
                     retry_after(wait),
                     RATE,
@@ -90,6 +90,10 @@ class Tenant:
     def is_fresh(self, now: float) -> bool:
         """Whether it is as if it had never come."""
         return not self.in_flight and self._full_at <= now
+
+
+def _said(interval: float) -> str:
+    return f"{1 / interval:g} requests a second" if interval <= 1 else f"one request in {interval:g} s"
 
 
 class Tenants:
