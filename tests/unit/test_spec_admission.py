@@ -12,6 +12,7 @@ from octoserve.core.errors import Overloaded, SettingsError
 from octoserve.dataplane import batcher as batcher_module
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.patterns.online.supervisor.deadlines import deadlines_of, default_deadline_of
+from octoserve.patterns.online.supervisor.supervisor import fingerprint_of
 from octoserve.telemetry.metrics import Registry
 from support.loops import FakeClock, ManualExecutor, loop
 from support.models import Asked, FakeModel, floats, handle_of, publish
@@ -90,6 +91,20 @@ def test_mistakes_in_a_cache_are_explained(text: str, words: str, tmp_path: Path
     with pytest.raises(SettingsError) as caught:
         load(f"models: {{m: {{cache: {{{text}}}}}}}", tmp_path)
     assert words in str(caught.value)
+
+
+def test_a_worker_that_was_told_otherwise_is_replaced(tmp_path: Path) -> None:
+    tenants = "admission: {tenants: {key: header:x, default: {rate: 9/s}}}"
+    texts = (
+        "workers: 2",
+        "admission: {priorities: true}",
+        f"workers: 2\n{tenants}",
+        f"workers: 3\n{tenants}",
+        "models: {m: {cache: {}}}",
+        "models: {m: {cache: {ttl: 1s}}}",
+    )
+    assert len({fingerprint_of(load(text, tmp_path), 1, 2) for text in texts}) == len(texts)
+    assert fingerprint_of(load("workers: 2", tmp_path), 1, 2) == fingerprint_of(load("workers: 3", tmp_path), 1, 2)
 
 
 def test_an_slo_decides_what_is_shed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
