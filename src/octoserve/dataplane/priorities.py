@@ -15,6 +15,7 @@ from octoserve.dataplane.call import Call
 
 PARAMETER = "priority"
 HEADER = "x-octoserve-priority"
+_LONGEST = 40
 _WANTED = "1 (high), 2 (normal), 3 (low), or 0 for the default"
 _BY_WORD = {
     **{name: level for level, name in enumerate(LEVELS)},
@@ -40,10 +41,12 @@ def level_of(call: Call, default: int) -> int:
 def _level(value: object, where: str) -> int | None:
     if value is None:
         return None
-    word = value.strip().lower() if isinstance(value, str) else str(value) if type(value) is int else ""
-    if word not in _BY_WORD:
-        raise InvalidInput(f"{where}: {_WANTED} wanted, {str(value)[:40]!r} came")
-    return _BY_WORD[word]
+    word = str(value) if type(value) is int else value if isinstance(value, str) else ""
+    level = word.strip().lower()
+    if level not in _BY_WORD:
+        came = repr(word[:_LONGEST]) if word else "nothing" if value == "" else type(value).__name__
+        raise InvalidInput(f"{where}: {_WANTED} wanted, {came} came")
+    return _BY_WORD[level]
 
 
 class Levels:
