@@ -18,6 +18,7 @@ from octoserve.core.tensors import Tensor
 if TYPE_CHECKING:
     from octoserve.dataplane.batcher import Batcher
     from octoserve.dataplane.split import ArmRoute
+    from octoserve.telemetry.tracing import Span
 
 NEVER = float("inf")
 
@@ -51,6 +52,8 @@ class Call:
     segments: tuple[str, ...] = ()
     made_for: Signature | None = None
     """By which signature a split's door has read a body that names neither datatypes nor inputs; None otherwise."""
+    trace: Span | None = None
+    """What it is followed by, where it is sampled."""
     result: Result | None = None
     error: OctoserveError | None = None
 

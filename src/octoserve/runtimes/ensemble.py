@@ -26,6 +26,7 @@ from octoserve.core.errors import BrokenVersion, Internal, InvalidInput, Overloa
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Array
 from octoserve.runtimes.protocol import LoadedModel, RuntimeSettings
+from octoserve.telemetry.tracing import within
 
 
 class StepOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +137,7 @@ class EnsembleModel:
         known = {spec.name: array for spec, array in zip(self.signature.inputs, inputs, strict=True)}
         for at, step in enumerate(self._steps):
             try:
-                given = step.model.run([known[name] for name in step.takes])
+                given = within(f"part {step.part}", step.model.run, [known[name] for name in step.takes])
             except InvalidInput as error:
                 if at == 0:
                     raise
