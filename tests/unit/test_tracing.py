@@ -134,14 +134,14 @@ def test_pieces_of_work_are_below_what_the_thread_works_on() -> None:
     assert ACTIVE.get() is None
     piece, wrong = kept.spans
     assert (piece.name, piece.parent, piece.trace) == ("piece", root.id, root.trace)
-    assert told["traceparent"] == f"00-{root.trace:032x}-{piece.id:016x}-01"
+    assert told["traceparent"] == f"00-{root.trace:032x}-{piece.id:016x}-03"
     assert (wrong.error, wrong.fault) == ("InvalidInput: no", True)
 
 
 def test_what_is_not_sampled_is_told_to_servers_behind() -> None:
     of, kept = tracer()
     with active(of.unsampled), part("x"):
-        assert outgoing()["traceparent"].endswith("-00")
+        assert outgoing()["traceparent"].endswith("-02")
     assert not kept.spans
 
 

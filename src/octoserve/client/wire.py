@@ -62,8 +62,8 @@ def trace_headers() -> dict[str, str]:
     context = api.get_current_span().get_span_context()
     if not context.is_valid:
         return {}
-    sampled = bool(context.trace_flags & 1)
-    return TraceContext(context.trace_id, context.span_id, sampled, context.trace_state.to_header()).headers()
+    state = context.trace_state.to_header()
+    return TraceContext(context.trace_id, context.span_id, context.trace_flags, state).headers()
 
 
 def address_of(url: str) -> Address:

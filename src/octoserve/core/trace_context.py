@@ -13,6 +13,8 @@ import msgspec
 PARENT, STATE = "traceparent", "tracestate"
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _STATE = re.compile(r"[\x20-\x7e]{1,512}")
+SAMPLED, RANDOM = 1, 2
+"""Flags: that the client records it, and that the trace's id is random."""
 
 
 class TraceContext(msgspec.Struct, frozen=True, gc=False):
@@ -20,12 +22,17 @@ class TraceContext(msgspec.Struct, frozen=True, gc=False):
 
     trace: int
     span: int
-    sampled: bool
+    flags: int
     state: str = ""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it is recorded."""
+        return bool(self.flags & SAMPLED)
 
     def headers(self) -> dict[str, str]:
         """As a request carries it on."""
-        told = {PARENT: f"00-{self.trace:032x}-{self.span:016x}-{self.sampled:02x}"}
+        told = {PARENT: f"00-{self.trace:032x}-{self.span:016x}-{self.flags:02x}"}
         if self.state:
             told[STATE] = self.state
         return told
@@ -44,9 +51,8 @@ def context_in(headers: Mapping[str, str]) -> TraceContext | None:
     if version == "ff" or (version == "00" and rest) or not int(trace, 16) or not int(span, 16):
         return None
     state = headers.get(STATE, "").strip()
-    return TraceContext(
-        int(trace, 16), int(span, 16), bool(int(flags, 16) & 1), state if _STATE.fullmatch(state) else ""
-    )
+    known = int(flags, 16) & (SAMPLED | RANDOM)
+    return TraceContext(int(trace, 16), int(span, 16), known, state if _STATE.fullmatch(state) else "")
 
 
 def carried(headers: Mapping[str, str]) -> dict[str, str]:

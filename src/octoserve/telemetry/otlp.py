@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 QUEUE, BATCH, DELAY = 2048, 512, 5.0
 """Spans that wait, spans of one request to the collector, seconds between two: the SDK's own defaults."""
-CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = 1.0
 """That the end of a process waits for the collector."""
 COMPLAINT_SECONDS = 60.0
 _PATH = "/v1/traces"
@@ -178,12 +178,12 @@ class _OpenTelemetry:
     def _context(self, context: TraceContext, remote: bool = False) -> Any:
         api = self._api
         state = api.TraceState.from_header([context.state]) if context.state else None
-        return api.SpanContext(context.trace, context.span, remote, api.TraceFlags(context.sampled), state)
+        return api.SpanContext(context.trace, context.span, remote, api.TraceFlags(context.flags), state)
 
     def readable(self, span: Span) -> Any:
         """A span that has ended, as the SDK has it."""
         api = self._api
-        parent = TraceContext(span.trace, span.parent, True, span.state) if span.parent else None
+        parent = TraceContext(span.trace, span.parent, span.flags, span.state) if span.parent else None
         attributes = dict(span.attributes)
         if span.error:
             attributes.setdefault("error.type", span.error)

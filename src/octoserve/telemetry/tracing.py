@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeVar
 
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import OctoserveError
-from octoserve.core.trace_context import TraceContext, Tracing, context_in
+from octoserve.core.trace_context import RANDOM, SAMPLED, TraceContext, Tracing, context_in
 from octoserve.telemetry.families import Family, Sample
 
 Kind = Literal["internal", "server", "client", "consumer", "producer"]
@@ -44,20 +44,19 @@ class Span:
     """One piece of work of a sampled request. Times in nanoseconds since 1970; `end` is 0 until it has ended."""
 
     __slots__ = (
-        "attributes", "end_time", "error", "fault", "id", "kind", "links", "name", "parent", "start", "state", "trace",
-        "tracer",
+        "attributes", "end_time", "error", "fault", "flags", "id", "kind", "links", "name", "parent", "start",
+        "state", "trace", "tracer",
     )  # fmt: skip
 
-    def __init__(
-        self, tracer: Tracer, name: str, kind: Kind, trace: int, parent: int, state: str, start: int | None = None
-    ) -> None:
-        """parent: the id of the span above it; 0 for a trace's first"""
+    def __init__(self, tracer: Tracer, name: str, kind: Kind, parent: TraceContext, start: int | None = None) -> None:
+        """parent: the span above it, whose `span` is 0 for a trace's first"""
         self.tracer = tracer
         self.name = name
         self.kind: Kind = kind
-        self.trace = trace
-        self.parent = parent
-        self.state = state
+        self.trace = parent.trace
+        self.parent = parent.span
+        self.flags = parent.flags | SAMPLED
+        self.state = parent.state
         self.id = tracer.draw(64) or 1
         self.start = tracer.now() if start is None else start
         self.end_time = 0
@@ -71,7 +70,7 @@ class Span:
     @property
     def context(self) -> TraceContext:
         """As others know it."""
-        return TraceContext(self.trace, self.id, True, self.state)
+        return TraceContext(self.trace, self.id, self.flags, self.state)
 
     def headers(self) -> dict[str, str]:
         """What a request to another server carries."""
@@ -79,7 +78,7 @@ class Span:
 
     def child(self, name: str, kind: Kind = "internal", start: int | None = None) -> Span:
         """A piece of this work, which begins now."""
-        return Span(self.tracer, name, kind, self.trace, self.id, self.state, start)
+        return Span(self.tracer, name, kind, self.context, start)
 
     def failed(self, reason: str, fault: bool = True) -> None:
         """It did not go well."""
@@ -105,7 +104,7 @@ class Unsampled:
     def headers(self) -> dict[str, str]:
         """Of a trace that nobody records."""
         draw = self._tracer.draw
-        return TraceContext(draw(128) or 1, draw(64) or 1, False).headers()
+        return TraceContext(draw(128) or 1, draw(64) or 1, RANDOM).headers()
 
 
 ACTIVE: ContextVar[Span | Unsampled | None] = ContextVar("octoserve_span", default=None)
@@ -148,13 +147,13 @@ class Tracer:
             low = self.draw(64)
             if low >= self._bound:
                 return None
-            return Span(self, name, kind, self.draw(64) << 64 | low or 1, 0, "")
+            return Span(self, name, kind, TraceContext(self.draw(64) << 64 | low or 1, 0, RANDOM))
         wanted = parent.sampled if self._parent_based else parent.trace & (1 << 64) - 1 < self._bound
-        return Span(self, name, kind, parent.trace, parent.span, parent.state) if wanted else None
+        return Span(self, name, kind, parent) if wanted else None
 
     def root(self, name: str, links: Sequence[TraceContext], kind: Kind = "internal") -> Span:
         """Work of its own, in a trace of its own, that is due to others."""
-        span = Span(self, name, kind, self.draw(128) or 1, 0, "")
+        span = Span(self, name, kind, TraceContext(self.draw(128) or 1, 0, RANDOM))
         span.links = links
         return span
 

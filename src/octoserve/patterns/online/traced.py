@@ -5,7 +5,6 @@ A door that traces puts `handled` around what takes a request's body; one that d
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import unquote
 
 from octoserve.core.errors import OctoserveError
@@ -13,6 +12,7 @@ from octoserve.patterns.online.errors import code_of, status_of
 from octoserve.patterns.online.grpc.transport import GrpcCall, UnaryHandler
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Handler, Head
+from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.telemetry.tracing import Span, Tracer
 
 _FAULT = 500
@@ -40,23 +40,22 @@ def handled(tracer: Tracer, handler: Handler) -> Handler:
         if span is None:
             handler(connection, head, body)
             return
-        named(span, head)
+        named(span, head, head.binding)
         with tracer.handing_over(span, over_http):
             handler(connection, head, body)
 
     return handle
 
 
-def named(span: Span, head: Head) -> None:
+def named(span: Span, head: Head, infer: InferHead) -> None:
     """What an HTTP request's head says. Its route is its path, in which the names of model and version are left open:
     they are as many as clients like."""
-    route = _route(head.path, head.binding)
+    route = _route(head.path, infer.model, infer.version)
     span.name = f"{head.method} {route}"
     span.attributes.update({"http.request.method": head.method, "http.route": route, "url.path": head.path})
 
 
-def _route(path: str, binding: Any) -> str:
-    model, version = getattr(binding, "model", ""), getattr(binding, "version", "")
+def _route(path: str, model: str, version: str) -> str:
     parts = []
     for part in path.split("/"):
         name, colon, verb = unquote(part).partition(":")

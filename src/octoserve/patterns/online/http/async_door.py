@@ -156,7 +156,7 @@ class AsyncDoor:
         if span is None:
             await self._admit(connection, infer, body)
             return
-        named(span, head)
+        named(span, head, infer)
         span.attributes.update({"octoserve.model": infer.model, "octoserve.door": "async"})
         error: OctoserveError | None = None
         try:
