@@ -245,7 +245,12 @@ def batch(
 
 
 def load(
-    path: str | os.PathLike[str], version: int | None = None, *, columns: Sequence[str] = (), missing: str = ""
+    path: str | os.PathLike[str],
+    version: int | None = None,
+    *,
+    columns: Sequence[str] = (),
+    missing: str = "",
+    trust: Sequence[str] | None = None,
 ) -> Endpoint:
     """See `octoserve.load`."""
     from octoserve.core.errors import SettingsError
@@ -257,7 +262,9 @@ def load(
     folder = Path(path)
     if version is None and folder.name.isdecimal() and folder.parent.name:
         folder, version = folder.parent, int(folder.name)
-    return Endpoint(Version(folder.parent, folder.name, version, runtimes(), {}), columns, missing)
+    if isinstance(trust, str):
+        raise SettingsError(f"trust: a list of names wanted, {trust!r} came")
+    return Endpoint(Version(folder.parent, folder.name, version, runtimes(trust), {}), columns, missing)
 
 
 def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve", trust: Sequence[str] | None = None) -> Kinds:
