@@ -9,7 +9,6 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -20,30 +19,10 @@ from octoserve.core.trace_context import Tracing
 from octoserve.spec.tracing import TracingSection, tracing_of
 from octoserve.telemetry import otlp
 from octoserve.telemetry.logs import DroppingHandler, JsonFormatter
-from octoserve.telemetry.tracing import ACTIVE, Span, Tracer, active, outgoing, part, within
+from octoserve.telemetry.tracing import ACTIVE, Tracer, active, outgoing, part, within
+from support.spans import tracer
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-class Kept:
-    """A sink."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-
-    def __call__(self, span: Span) -> None:
-        self.spans.append(span)
-
-    def counts(self) -> Mapping[str, int]:
-        return {"exported": len(self.spans)}
-
-    def close(self) -> None:
-        pass
-
-
-def tracer(share: float = 1.0, parent_based: bool = True, **others: Any) -> tuple[Tracer, Kept]:
-    kept = Kept()
-    return Tracer(kept, Tracing(share=share, parent_based=parent_based), **others), kept
 
 
 def said(flags: str, trace: str = TRACE) -> dict[str, str]:
