@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octoserve.core.trace_context import TraceContext, carried, context_in
+from octoserve.core.trace_context import TraceContext, carried, context_in, left_out
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -22,6 +22,7 @@ def test_read_and_written() -> None:
 def test_there_and_back(trace: int, span: int, flags: int) -> None:
     context = TraceContext(trace, span, flags)
     assert context_in(context.headers()) == context
+    assert left_out(context.headers()) is not context.sampled
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,7 @@ def test_there_and_back(trace: int, span: int, flags: int) -> None:
 def test_what_is_none_begins_a_new_trace(said: str) -> None:
     assert context_in({"traceparent": said}) is None
     assert carried({"traceparent": said}) == {}
+    assert not left_out({"traceparent": said})
 
 
 def test_a_later_version_is_read_as_far_as_it_is_known() -> None:

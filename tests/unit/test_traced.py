@@ -10,6 +10,8 @@ from octoserve.dataplane.endpoint import DataPlane
 from octoserve.dataplane.mirror import Copy
 from octoserve.dataplane.traced import copied
 from octoserve.lifecycle.lease import Handle
+from octoserve.patterns.online.http.head import parse_head
+from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.tracing import Span, Tracer, outgoing
 from support.loops import InlineExecutor, drive, loop, ticks
@@ -139,3 +141,11 @@ def test_a_copy_is_a_trace_of_its_own_with_a_link() -> None:
     with pytest.raises(ZeroDivisionError):
         copied(span, setting.handle, lambda inputs: [1 // 0], [])
     assert setting.spans.named("shadow")[1].fault
+
+
+def test_a_head_with_a_traceparent_is_not_kept() -> None:
+    """It names one request, and would push out those that repeat."""
+    for line, once in (("", False), ("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n", True)):
+        head = parse_head(f"POST /x HTTP/1.1\r\nhost: x\r\n{line}content-length: 0\r\n\r\n".encode())
+        InferHead("m", "", head)
+        assert head.once is once

@@ -12,6 +12,7 @@ import msgspec
 
 PARENT, STATE = "traceparent", "tracestate"
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_LEFT_OUT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][02468ace]")
 _STATE = re.compile(r"[\x20-\x7e]{1,512}")
 SAMPLED, RANDOM = 1, 2
 """Flags: that the client records it, and that the trace's id is random."""
@@ -53,6 +54,12 @@ def context_in(headers: Mapping[str, str]) -> TraceContext | None:
     state = headers.get(STATE, "").strip()
     known = int(flags, 16) & (SAMPLED | RANDOM)
     return TraceContext(int(trace, 16), int(span, 16), known, state if _STATE.fullmatch(state) else "")
+
+
+def left_out(headers: Mapping[str, str]) -> bool:
+    """Whether headers say that their trace is not recorded: told without reading more of it, as most do."""
+    said = headers.get(PARENT)
+    return said is not None and _LEFT_OUT.fullmatch(said) is not None
 
 
 def carried(headers: Mapping[str, str]) -> dict[str, str]:

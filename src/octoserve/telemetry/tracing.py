@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeVar
 
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import OctoserveError
-from octoserve.core.trace_context import RANDOM, SAMPLED, TraceContext, Tracing, context_in
+from octoserve.core.trace_context import RANDOM, SAMPLED, TraceContext, Tracing, context_in, left_out
 from octoserve.telemetry.families import Family, Sample
 
 Kind = Literal["internal", "server", "client", "consumer", "producer"]
@@ -142,7 +142,9 @@ class Tracer:
         The draw is that of `TraceIdRatioBased`, by the last 64 bits of the trace's id: whoever samples as large a
         share of the same traces by it samples the same ones.
         """
-        parent = context_in(headers) if headers else None
+        if self._parent_based and left_out(headers):
+            return None
+        parent = context_in(headers)
         if parent is None:
             low = self.draw(64)
             if low >= self._bound:
