@@ -15,6 +15,10 @@ from octoserve.core import errors
 from octoserve.patterns.online.supervisor import admin, admin_server
 from octoserve.patterns.online.supervisor.admin_guards import OriginGuard
 from octoserve.routing.plan import RoutePlan, split_arms
+from octoserve.security.caller import Caller
+from octoserve.security.guard import Guard
+from octoserve.security.keys import digest_of
+from octoserve.security.settings import Security
 
 HALF_A_HEAD = b"GET /livez HTTP/1.1\r\nhost: "
 
@@ -56,7 +60,14 @@ class House:
             settings=SimpleNamespace(admin_token=None, protect_metrics=False),
             admin_port=self.port,
             ready=True,
+            security=SimpleNamespace(guard=Guard(Security())),
         )
+        self.noted = []
+
+        async def noted(*what):
+            self.noted.append(what)
+
+        self.supervisor.rollouts.noted = noted
 
     def run(self, work):
         async def main():
@@ -141,7 +152,7 @@ def test_a_page_that_has_pointed_its_name_here_reads_nothing(house, path):
 
 
 def test_with_a_token_any_name_will_do(house):
-    house.supervisor.settings.admin_token = "t"
+    house.supervisor.security.guard = Guard(Security(), extra={digest_of("t"): Caller("admin API", role="admin")})
     assert not isinstance(admin.application(house.supervisor), OriginGuard)
 
 

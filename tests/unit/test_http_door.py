@@ -44,7 +44,7 @@ class Supervisor:
         self.done: list[tuple[str, str]] = []
         self.error: Exception | None = None
 
-    async def operate(self, action: str, model: str) -> None:
+    async def operate(self, action: str, model: str, who: str = "") -> None:
         if self.error is not None:
             raise self.error
         self.done.append((action, model))

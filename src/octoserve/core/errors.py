@@ -37,6 +37,22 @@ class Unsupported(OctoserveError):
     reason = "unsupported"
 
 
+class Unauthenticated(OctoserveError):
+    """Nobody knows who asks. `given`: a key or token came, and is not good."""
+
+    reason = "unauthenticated"
+
+    def __init__(self, message: str, given: bool = False) -> None:
+        super().__init__(message)
+        self.given = given
+
+
+class Forbidden(OctoserveError):
+    """Who asks is known, and may not."""
+
+    reason = "forbidden"
+
+
 class Conflict(OctoserveError):
     """It contradicts what is there already."""
 
@@ -90,5 +106,7 @@ class SettingsError(OctoserveError):
     reason = "settings"
 
 
-CLIENTS_DOING = frozenset({"invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled"})
+CLIENTS_DOING = frozenset(
+    {"invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled", "unauthenticated", "forbidden"}
+)
 """Reasons that are the client's doing: no error of a version, and nothing that breaks a promise. Any other is ours."""

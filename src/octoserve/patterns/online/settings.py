@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from octoserve.core.slo import Slos
+from octoserve.security.settings import Security
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,5 +80,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     doors: tuple[str, ...] = DOORS
     default_model: str = ""
     """Of doors whose paths name none; "": the only model."""
+    security: Security = Security()
+    """Certificates and callers."""
     log_level: str = "info"
     log_format: str = "text"

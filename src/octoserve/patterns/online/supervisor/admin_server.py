@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from typing import Any
 
 import uvicorn
@@ -76,7 +77,7 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-async def serve_application(app: ASGIApp, listener: socket.socket) -> None:
+async def serve_application(app: ASGIApp, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
     """Serve until cancelled."""
     config = uvicorn.Config(
         app,
@@ -92,4 +93,6 @@ async def serve_application(app: ASGIApp, listener: socket.socket) -> None:
         ws="none",
         loop="none",
     )
+    config.load()
+    config.ssl = tls
     await _Server(config).serve(sockets=[listener])
