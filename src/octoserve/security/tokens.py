@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -158,7 +159,9 @@ class TokenVerifier:
         settings = self._settings
         try:
             until, since = float(claims["exp"]) + settings.skew, float(claims.get("nbf", 0)) - settings.skew
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
+            until = since = math.nan
+        if not (math.isfinite(until) and math.isfinite(since)):  # JSON of Python's has NaN, which is never over
             raise Unauthenticated("the token's exp or nbf is no number", given=True) from None
         if now >= until:
             raise Unauthenticated("the token has expired", given=True)

@@ -344,6 +344,8 @@ class Rollouts:
         log.info("%s: %s by %s%s", endpoint, event, who, f": {reason}" if reason else "")
         if self._room.scan is not None and endpoint not in self._room.scan.models:
             return  # there is nothing of that name, and nothing will change
+        if not self.ledger.is_open:
+            return
         entry = AuditEntry(rollout="", endpoint=endpoint, time=self.now(), who=who, event=event, reason=reason)
         try:
             await self.ledger.do(lambda store: store.record(entry))
