@@ -156,6 +156,33 @@ def test_with_a_token_any_name_will_do(house):
     assert not isinstance(admin.application(house.supervisor), OriginGuard)
 
 
+def test_roles_and_who_is_noted(house):
+    keys = {role: f"key-{role}" for role in ("viewer", "operator", "admin")}
+    extra = {digest_of(key): Caller(f"the {role}", role=role) for role, key in keys.items()}
+    house.supervisor.security.guard = Guard(Security(), extra=extra)
+
+    async def work():
+        told = {}
+        for role, key in keys.items():
+            by = {"authorization": f"Bearer {key}"}
+            told[role] = [
+                (await house.ask("GET", "/api/workers", **by))[0],
+                (await house.ask("POST", "/api/models/m/load", **by))[0],
+            ]
+        told[""] = [(await house.ask(method, "/api/models/m/load"))[0] for method in ("GET", "POST")]
+        told["open"] = (await house.ask("GET", "/livez"))[0]
+        return told
+
+    assert house.run(work) == {
+        "viewer": [200, 403],
+        "operator": [200, 403],
+        "admin": [200, 404],
+        "": [401, 401],
+        "open": 200,
+    }
+    assert house.noted == [("m", "the admin", "load", "")]
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(errors.TooLarge("x"), 413), (errors.Overloaded("x", 3), 429), (errors.InvalidInput("x"), 400)],

@@ -31,7 +31,8 @@ def key(
     """Make a key. It goes to standard output, once; nothing keeps it but its SHA-256."""
     made = new_key()
     entry = Entry(name, digest_of(made).hex(), _words(models), _words(may) if models else (INFER,), role)
-    line = "  - " + msgspec.json.encode(msgspec.to_builtins(entry)).decode() + "\n"
+    told = {name: value for name, value in msgspec.to_builtins(entry).items() if value and (models or name != "may")}
+    line = "  - " + msgspec.json.encode(told).decode() + "\n"
     parse_keys("keys:\n" + line, "this key")
     if file is not None:
         _add(file, line)

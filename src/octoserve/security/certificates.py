@@ -91,4 +91,6 @@ def _no_password() -> str:
 
 def _why(error: Exception) -> str:
     reason = getattr(error, "reason", None)
+    if reason is None and isinstance(error, ssl.SSLError):
+        return "they are not PEM"
     return str(reason or error).replace("_", " ").lower()

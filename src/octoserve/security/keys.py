@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from octoserve.core.errors import SettingsError
-from octoserve.security.caller import INFER, RIGHTS, ROLES, Caller
+from octoserve.security.caller import INFER, RESERVED, RIGHTS, ROLES, Caller
 
 PREFIX = "octo_"
 """So that people, and what looks for secrets in code, know one when they see it."""
@@ -28,7 +28,7 @@ Ring = Mapping[bytes, Caller]
 """By the key's SHA-256."""
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One key, as the file has it."""
 
     name: str
@@ -95,6 +95,8 @@ def parse_keys(text: str, where: str) -> dict[bytes, Caller]:
 def _problem(entry: Entry) -> str:
     if not entry.name or not entry.name.isprintable() or len(entry.name) > 200:
         return "name: up to 200 printable characters wanted"
+    if entry.name in RESERVED:
+        return "name: this one is the service's own in the audit log; another wanted"
     if not re.fullmatch("[0-9a-f]{64}", entry.sha256):
         return "sha256: 64 hex digits wanted, as `octoserve security key` prints them; never the key itself"
     unknown = [right for right in entry.may if right not in RIGHTS]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from octoserve.core.clock import Clock
 from octoserve.core.errors import SettingsError, Unauthenticated, Unavailable
-from octoserve.security.caller import Caller
+from octoserve.security.caller import RESERVED, Caller
 from octoserve.security.settings import Jwt
 
 log = logging.getLogger(__name__)
@@ -172,8 +172,10 @@ class TokenVerifier:
         names = [value for value in values if isinstance(value, str)]
         if settings.mapping:
             names = [model for name in names for model in settings.mapping.get(name, ())]
-        name = str(claims.get(settings.name_claim) or "")[:200]
-        return Caller(name if name.isprintable() else repr(name), names, settings.may, until=until)
+        name = str(claims.get(settings.name_claim) or "a token")[:200]
+        if name in RESERVED or not name.isprintable():
+            name = repr(name)
+        return Caller(name, names, settings.may, until=until)
 
 
 class NoKeysYet:

@@ -341,11 +341,9 @@ class Rollouts:
 
         A store that is away does not keep a bad model loaded: then the log has it alone.
         """
-        log.info("%s: %s by %s%s", endpoint, event, who, f": {reason}" if reason else "")
-        if self._room.scan is not None and endpoint not in self._room.scan.models:
+        if self._room.scan is None or endpoint not in self._room.scan.models:
             return  # there is nothing of that name, and nothing will change
-        if not self.ledger.is_open:
-            return
+        log.info("%s: %s by %s%s", endpoint, event, who, f": {reason}" if reason else "")
         entry = AuditEntry(rollout="", endpoint=endpoint, time=self.now(), who=who, event=event, reason=reason)
         try:
             await self.ledger.do(lambda store: store.record(entry))

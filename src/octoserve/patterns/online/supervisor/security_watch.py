@@ -17,7 +17,6 @@ from octoserve.core.errors import OctoserveError, SettingsError
 from octoserve.core.names import is_loopback
 from octoserve.patterns.online.supervisor.service_files import write_atomically
 from octoserve.security.caller import ADMIN, Caller
-from octoserve.security.fetching import fetch
 from octoserve.security.guard import Guard
 from octoserve.security.keys import digest_of
 from octoserve.security.settings import Jwt, Security, Tls
@@ -37,12 +36,12 @@ AGAIN_SECONDS = 10.0
 
 
 class SecurityWatch:
-    """inside: the beginning of the sockets' path by which the service asks itself. fetch: see `security.fetching`."""
+    """inside: the beginning of the sockets' path by which the service asks itself. fetch: as `fetching.fetch`."""
 
-    def __init__(self, settings: ServeSettings, inside: Path, fetch: Callable[[str, str], bytes] = fetch) -> None:
+    def __init__(self, settings: ServeSettings, inside: Path, fetch: Callable[[str, str], bytes] | None = None) -> None:
         section = settings.security
         self._jwt = section.jwt
-        self._fetch = fetch
+        self._fetch = fetch or _fetch
         self._jwks = _jwks_file(section.jwt, settings.state_dir) if section.jwt is not None else Path()
         self._complaint = ""
         self._asked_at = float("-inf")
@@ -130,6 +129,12 @@ class SecurityWatch:
         self._jwks.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(self._jwks, content)
         return True
+
+
+def _fetch(url: str, ca: str) -> bytes:
+    from octoserve.security.fetching import fetch
+
+    return fetch(url, ca)
 
 
 def _jwks_file(jwt: JwtSection, state_dir: Path) -> Path:
