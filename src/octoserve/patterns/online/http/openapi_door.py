@@ -11,7 +11,7 @@ from octoserve.core.errors import NotFound
 from octoserve.core.signature import Signature
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Head
-from octoserve.patterns.online.http.openapi import document
+from octoserve.patterns.online.http.openapi import document, with_keys
 from octoserve.patterns.online.http.routes import Route, allow, get, method, open_to_all, seen_by
 from octoserve.patterns.online.service import Service
 
@@ -36,15 +36,17 @@ class OpenApiDoor:
             case ["openapi.json"]:
                 allow(head)
                 sees = seen_by(head)
-                return get(head, lambda _: self._document(sees))
+                keys = head.access is not None
+                return get(head, lambda _: self._document(sees, keys))
             case ["docs"]:
                 open_to_all(head)  # the page holds nothing; what it shows, it asks for
                 return method(head, "GET"), self._page
         raise NotFound(f"no such path: {head.path}")
 
-    def _document(self, sees: Callable[[str], bool]) -> bytes:
+    def _document(self, sees: Callable[[str], bool], keys: bool) -> bytes:
         models = [model for model in self._service.models() if sees(model)]
-        return msgspec.json.encode(document(self._doors, models, self._signature))
+        made = document(self._doors, models, self._signature)
+        return msgspec.json.encode(with_keys(made) if keys else made)
 
     def _signature(self, model: str) -> Signature:
         return self._service.dataplane.bind(model).handle.signature
