@@ -232,6 +232,8 @@ class AdminClient:
 def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it took too long"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{error.verify_message}; OCTOSERVE_CA names a PEM file of whom to trust"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from asyncio import constants
 from typing import Any
 
 import uvicorn
@@ -95,4 +96,6 @@ async def serve_application(app: ASGIApp, listener: socket.socket, tls: ssl.SSLC
     )
     config.load()
     config.ssl = tls
+    if tls is not None:  # uvicorn hands no time-out on: half a handshake is not to hold a descriptor for a minute
+        setattr(constants, "SSL_HANDSHAKE_TIMEOUT", HEAD_TIMEOUT)  # noqa: B010 - typed as final
     await _Server(config).serve(sockets=[listener])
