@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,10 @@ from msgspec.structs import replace
 
 from octoserve.core.errors import Forbidden, OctoserveError, SettingsError, Unauthenticated, Unavailable
 from octoserve.patterns.online.guarding import MISSED_SECONDS, Rarely
+from octoserve.patterns.online.http.door import HttpDoor
+from octoserve.patterns.online.http.head import Head, parse_head
+from octoserve.patterns.online.http.infer_head import InferHead
+from octoserve.patterns.online.http.routes import allow, seen_by
 from octoserve.patterns.online.supervisor.admin_guards import needed_role
 from octoserve.security.access import Access
 from octoserve.security.caller import ADMIN, INFER, MANAGE, OPERATOR, SEE, VIEWER, Caller
@@ -23,6 +28,7 @@ from octoserve.security.keys import digest_of, new_key, parse_keys, read_keys
 from octoserve.security.settings import Jwt, Security
 from octoserve.security.tokens import TokenVerifier, public_keys
 from octoserve.security.watched import Watched
+from octoserve.telemetry.metrics import Registry
 from support.security import ISSUER, Authority, entry, keys_file, touch
 
 KEY = new_key()
@@ -134,7 +140,7 @@ def test_others_are_nobody(headers, given):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("keys: [", "line 1: not YAML"),
+        ("keys: [", "not YAML"),
         ("keys: 3", "Expected `array`"),
         ("kees: []", "unknown field `kees`"),
         (json.dumps({"keys": [{"name": "a", "sha256": KEY, "models": ["m"]}]}), "key 1: sha256: 64 hex digits"),
@@ -167,14 +173,13 @@ def test_an_empty_file_lets_nobody_in(tmp_path: Path):
 
 def test_what_cannot_be_read_leaves_the_last_one_and_is_told_once(tmp_path: Path, caplog):
     told: list[tuple[str, bool]] = []
-    changes: list[None] = []
     path = keys_file(tmp_path / "keys.yaml", entry(KEY, "ada", models=["m"]))
-    guard = Guard(Security(keys=str(path)), on_change=lambda: changes.append(None), told=lambda *w: told.append(w))
+    guard = Guard(Security(keys=str(path)), told=lambda *w: told.append(w))
     guard.open()
     assert guard.access is not None
     headers = {"x-api-key": KEY}
-    guard.look()
-    assert (told, changes) == ([], [])
+    assert not guard.look()
+    assert told == []
 
     touch(path, "keys: [")
     guard.look()
@@ -189,12 +194,11 @@ def test_what_cannot_be_read_leaves_the_last_one_and_is_told_once(tmp_path: Path
 
     other = new_key()
     keys_file(path, entry(other, "bob", models=["m"]))
-    guard.look()
+    assert guard.look()
     assert guard.access.caller({"x-api-key": other}).name == "bob"
     with pytest.raises(Unauthenticated):
         guard.access.caller(headers)
     assert guard.stale() == {("security.keys",): 0.0}
-    assert len(changes) == 1
 
 
 def test_a_process_that_finds_a_broken_file_is_not_ready(tmp_path: Path):
@@ -427,3 +431,54 @@ def test_whatever_comes_is_a_caller_or_an_error_of_ours(text):
 
 
 _CHECKS = verifier(Authority("ES256"))
+
+
+# ---- heads
+
+
+def head_of(key: str = "") -> Head:
+    said = f"x-api-key: {key}\r\n" if key else ""
+    return parse_head(f"POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\n{said}\r\n".encode())
+
+
+def allowed(caller: Caller, right: str = INFER) -> Head:
+    head = head_of(KEY)
+    head.access = Access(lambda: {digest_of(KEY): caller})
+    allow(head, right, "m")
+    return head
+
+
+def test_a_head_with_a_key_is_kept_and_names_its_caller():
+    head = allowed(Caller("ada", ["m"]))
+    assert (head.once, InferHead("m", "", head).caller) == (False, "ada")
+    assert seen_by(head)("m")
+    assert not seen_by(head)("other")
+
+
+def test_a_head_with_a_token_and_one_that_is_refused_are_not():
+    assert allowed(Caller("ada", ["m"], until=time.time() + 60)).once
+    for key, right in (("", INFER), (new_key(), INFER), (KEY, MANAGE)):
+        head = head_of(key)
+        head.access = Access(lambda: {digest_of(KEY): Caller("ada", ["m"])})
+        with pytest.raises((Unauthenticated, Forbidden)):
+            allow(head, right, "m")
+        assert head.once
+
+
+def test_without_security_a_head_is_as_before():
+    head = head_of()
+    allow(head, INFER, "m")
+    assert (head.once, head.caller, InferHead("m", "", head).caller) == (False, None, "")
+    assert seen_by(head)("anything")
+
+
+def test_a_route_that_forgot_to_ask_is_shut(monkeypatch):
+    service: Any = SimpleNamespace(dataplane=None)
+    limits: Any = SimpleNamespace(max_body=1)
+    for access in (Access(dict), None):
+        door = HttpDoor(service, limits, Registry().counter("c", "", ("door", "reason")), access=access)
+        monkeypatch.setattr(door, "_find", lambda head: ("its handler", "its binding"))
+        head = head_of(KEY)
+        door.route(head)
+        assert (head.binding == "its binding") == (access is None)
+        assert isinstance(head.binding, Forbidden) == (access is not None)

@@ -20,7 +20,6 @@ class Guard:
     """`open`, or `look` until it is `ready`; then `look` about once a second.
 
     extra:     keys beside those of the file
-    on_change: callers have changed: what was worked out for one of them is to be forgotten
     missed:    a token named a key that the provider's keys lack
     told:      see `watched`
     """
@@ -30,11 +29,9 @@ class Guard:
         settings: Security,
         *,
         extra: Mapping[bytes, Caller] | None = None,
-        on_change: Callable[[], None] = lambda: None,
         missed: Callable[[], None] = lambda: None,
         told: Told = lambda what, good: None,
     ) -> None:
-        self._on_change = on_change
         self.certificates: Certificates | None = None
         if settings.tls is not None:
             from octoserve.security.certificates import Certificates
@@ -63,11 +60,10 @@ class Guard:
             if files is not self._tokens or self._has_jwks():
                 files.open()
 
-    def look(self) -> None:
-        """Read what has changed."""
-        changed = [files.look() for files in self._files]
-        if any(changed):
-            self._on_change()
+    def look(self) -> bool:
+        """Read what has changed. Where that is something, what was worked out for a caller before holds no more."""
+        changed = [files.look() for files in self._files]  # each of them, whatever came of the others
+        return any(changed)
 
     @property
     def ready(self) -> bool:

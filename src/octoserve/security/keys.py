@@ -71,7 +71,7 @@ def parse_keys(text: str, where: str) -> dict[bytes, Caller]:
     import yaml
 
     try:
-        told = yaml.safe_load(text)
+        told = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""

@@ -14,9 +14,7 @@ MISSED_SECONDS = 5.0
 """Whoever sends tokens that nobody signed is not to have the provider asked more often."""
 
 
-def guard_of(
-    security: Security, registry: Registry, on_change: Callable[[], None], missed: Callable[[], None]
-) -> Guard | None:
+def guard_of(security: Security, registry: Registry, missed: Callable[[], None]) -> Guard | None:
     """None where neither certificates nor callers are asked for. See `Guard`."""
     if not security.on:
         return None
@@ -25,7 +23,6 @@ def guard_of(
     )
     guard = Guard(
         security,
-        on_change=on_change,
         missed=Rarely(missed),
         told=lambda what, good: reloads.counter(what, "ok" if good else "refused").add(),
     )

@@ -43,6 +43,7 @@ from octoserve.telemetry.metrics import Registry
 
 if TYPE_CHECKING:
     from octoserve.patterns.online.http.async_door import AsyncDoor, Way
+    from octoserve.security.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +132,7 @@ class Worker:
             self.dataplane, self._link, config.repository_api, config.default_model, config.limits.max_body
         )
         self._service.routed = self._ready
-        self._guard = guard_of(
-            config.security, registry, lambda: self._http.forget_heads(), lambda: self._link.missed()
-        )
+        self._guard = guard_of(config.security, registry, self._link.missed)
         self._doors(registry)
 
     def _doors(self, registry: Registry) -> None:
@@ -250,7 +249,7 @@ class Worker:
 
     def _listen_when_settled(self) -> None:
         if self._guard is not None and not self._guard.ready:
-            return  # `_sweep` looks again
+            return  # `_follow_security` looks again
         if self._opening is None and not self._service.draining and self._settled() and self._holds_routed():
             self._unrouted = {r.model for r in self._manager.reports() if r.state is State.READY}
             self._opening = self._loop.create_task(self._listen())
@@ -295,14 +294,17 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
         link = self._loop.create_task(self._link.run())
         link.add_done_callback(self._abandoned)
-        sweeps = self._loop.create_task(self._sweep())
+        tasks = [self._loop.create_task(self._sweep())]
+        if self._guard is not None:
+            tasks.append(self._loop.create_task(self._follow_security(self._guard)))
         code: int = await self._drained
-        sweeps.cancel()
+        for task in tasks:
+            task.cancel()
         for close in self._closing:
             await self._loop.run_in_executor(None, close)
         await self._link.leave()
         link.cancel()
-        for task in (sweeps, link):
+        for task in (*tasks, link):
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         return code
@@ -317,23 +319,23 @@ class Worker:
 
     async def _sweep(self) -> None:
         while True:
-            self._look_at_security()
             await asyncio.sleep(SWEEP_SECONDS)
             self._http.sweep()
+            if self._inside is not None:
+                self._inside.sweep()
             self._grpc.sweep(monotonic())
             self.dataplane.splits.sweep()
 
-    def _look_at_security(self) -> None:
-        """Follow its files. What could not be read at the start may be now: then the doors open."""
-        guard = self._guard
-        if guard is None:
-            return
-        was_ready = guard.ready
-        guard.look()
-        if guard.ready and not was_ready:
-            self._listen_when_settled()
-        if self._inside is not None:
-            self._inside.sweep()
+    async def _follow_security(self, guard: Guard) -> None:
+        """Follow its files, in a thread: a file of many keys takes long to read. What could not be read at the start
+        may be now: then the doors open."""
+        while True:
+            was_ready = guard.ready
+            if await asyncio.to_thread(guard.look):
+                self._http.forget_heads()
+            if guard.ready and not was_ready:
+                self._listen_when_settled()
+            await asyncio.sleep(SWEEP_SECONDS)
 
     def drain(self, grace: float) -> None:
         """Stop accepting, finish what is in flight within `grace` seconds, leave."""

@@ -87,7 +87,7 @@ class SecurityWatch:
 
     async def _follow_files(self) -> None:
         while True:
-            self.guard.look()
+            await asyncio.to_thread(self.guard.look)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _follow_provider(self, jwt: JwtSection) -> None:
