@@ -25,7 +25,8 @@ from octoserve.dataplane.endpoint import DataPlane
 from octoserve.dataplane.pair_judge import PairJudge
 from octoserve.lifecycle.manager import Manager
 from octoserve.lifecycle.states import State, VersionReport
-from octoserve.patterns.online.grpc.door import CallGuard, GrpcDoor
+from octoserve.patterns.online.grpc.call_guard import CallGuard
+from octoserve.patterns.online.grpc.door import GrpcDoor
 from octoserve.patterns.online.grpc.standard import Health, reflection
 from octoserve.patterns.online.grpc.transport import GrpcLimits, GrpcServer
 from octoserve.patterns.online.guarding import guard_of, tls_options

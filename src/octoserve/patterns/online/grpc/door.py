@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -24,8 +24,10 @@ from octoserve.dataplane.split import ArmRoute
 from octoserve.patterns.online.errors import code_of
 from octoserve.patterns.online.grpc.transport import MAX_STATUS_TEXT, GrpcCall, StreamHandler, UnaryHandler
 from octoserve.patterns.online.service import ServerMetadata, Service
-from octoserve.security.access import Access
-from octoserve.security.caller import INFER, MANAGE, SEE, Caller
+from octoserve.security.caller import INFER, MANAGE, SEE
+
+if TYPE_CHECKING:
+    from octoserve.patterns.online.grpc.call_guard import CallGuard
 
 log = logging.getLogger(__name__)
 
@@ -44,49 +46,6 @@ def fail(call: GrpcCall, error: OctoserveError) -> None:
     if isinstance(error, Overloaded):
         trailers = (("retry-after", str(error.retry_after)),)
     call.finish(code_of(error), str(error), trailers)
-
-
-class CallGuard:
-    """Knows who calls before a handler does. refused: counts an error."""
-
-    def __init__(self, access: Access, refused: Callable[[OctoserveError], None]) -> None:
-        self._access = access
-        self._refused = refused
-
-    def know(self, call: GrpcCall) -> Caller:
-        """Who calls, as things stand now. Raises Unauthenticated, Unavailable."""
-        call.caller = caller = self._access.caller(call.metadata)
-        return caller
-
-    def unary(self, handler: UnaryHandler) -> UnaryHandler:
-        """The handler, for callers who are known."""
-
-        def handle(call: GrpcCall, data: bytes) -> None:
-            if self.lets_in(call):
-                handler(call, data)
-
-        return handle
-
-    def stream(self, handler: StreamHandler) -> StreamHandler:
-        """Likewise."""
-
-        def handle(call: GrpcCall) -> None:
-            if self.lets_in(call):
-                handler(call)
-
-        return handle
-
-    def lets_in(self, call: GrpcCall, right: str = SEE, model: str = "") -> bool:
-        """Whether the caller is known and may; if not, the call has ended with the error."""
-        try:
-            caller = self.know(call)
-            if model:
-                caller.check(right, model)
-        except OctoserveError as error:
-            self._refused(error)
-            fail(call, error)
-            return False
-        return True
 
 
 def not_encoded() -> Internal:

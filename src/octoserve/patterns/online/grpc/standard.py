@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from octoserve.codecs.protos import file_of_symbol, files, message, services
-from octoserve.patterns.online.grpc.door import SERVICE, CallGuard
+from octoserve.patterns.online.grpc.call_guard import CallGuard
+from octoserve.patterns.online.grpc.door import SERVICE
 from octoserve.patterns.online.grpc.transport import GrpcCall, StreamHandler, UnaryHandler
 from octoserve.patterns.online.service import Service
 
