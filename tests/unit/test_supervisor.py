@@ -60,7 +60,8 @@ def test_an_operation_that_fails_unforeseen_is_answered_and_the_service_goes_on(
 def test_tls_and_an_envoy_of_ours_are_refused_together(tmp_path):
     certificate, key = Ca(tmp_path).issue("server")
     values = {
-        "repository": str(tmp_path), "state_dir": str(tmp_path / "state"), "rollout": {"backend": {"kind": "envoy"}},
+        "repository": str(tmp_path), "state_dir": str(tmp_path / "state"),
+        "rollout": {"backend": {"kind": "envoy", "start": True}},
         "http_port": 0, "grpc_port": 0, "admin_port": 0,
         "security": {"tls": {"certificate": str(certificate), "key": str(key)}},
     }  # fmt: skip
