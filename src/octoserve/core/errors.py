@@ -107,6 +107,9 @@ class SettingsError(OctoserveError):
 
 
 CLIENTS_DOING = frozenset(
-    {"invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled", "unauthenticated", "forbidden"}
-)
+    {
+        "invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled", "unauthenticated", "forbidden",
+        "tenant_rate", "tenant_concurrency",
+    }
+)  # fmt: skip
 """Reasons that are the client's doing: no error of a version, and nothing that breaks a promise. Any other is ours."""

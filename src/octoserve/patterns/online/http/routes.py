@@ -13,6 +13,8 @@ from octoserve.security.caller import NEVER, SEE
 
 Answer = Callable[[Connection, bytes], None]
 Route = tuple[Handler, Any]
+CACHE_HEADER = "x-octoserve-cache"
+"""Says whether an answer was kept (`hit`) or computed (`miss`), where the model has a cache."""
 
 
 class Family(Protocol):
