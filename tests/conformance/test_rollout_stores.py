@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octoserve.control.rollout.audit import PRUNED, decode, verify, verify_lines
+from octoserve.control.rollout.audit import PRUNED, AuditEntry, decode, verify, verify_lines
 from octoserve.control.rollout.postgres_store import PostgresStore
 from octoserve.control.rollout.store import FILE, MOST_ASKED, Conflict, Fenced, RolloutStore, SqliteStore
 from octoserve.control.rollout.values import Command, Endpoint, Phase, Rollout
@@ -155,6 +155,16 @@ def test_commands_wait_for_the_commit_that_answers_them(place, store):
     last = store.asked()[0].seq
     store.note(token, [], commands_done=[last])
     assert store.ask("m", Command.PAUSE, "ada") > last, "a number never comes twice"
+
+
+def test_a_change_by_hand_is_recorded_whoever_leads(store):
+    store.note(store.lead("a"), [an_entry(a_rollout(), "look")])
+    endpoint = a_rollout().endpoint
+    for event in ("unload", "load"):
+        store.record(AuditEntry(rollout="", endpoint=endpoint, time=1.0, who="ada", event=event))
+    lines = [decode(line) for line in store.lines(endpoint)]
+    assert [(line.seq, line.who, line.event) for line in lines[1:]] == [(2, "ada", "unload"), (3, "ada", "load")]
+    assert store.verify(endpoint) is None
 
 
 def test_a_flood_of_commands_keeps_no_abort_out(store):

@@ -23,9 +23,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from octoserve.patterns.online.supervisor.admin_guards import OriginGuard, TokenGuard
+from octoserve.patterns.online.supervisor.admin_guards import OriginGuard, RoleGuard
 from octoserve.patterns.online.supervisor.admin_server import serve_application
 from octoserve.patterns.online.supervisor.console.routes import OPEN_PATHS, routes
+from octoserve.security.access import Access
+from octoserve.security.caller import Caller
+from octoserve.security.keys import digest_of
 
 WINDOW = 300
 
@@ -262,6 +265,9 @@ class PlayedService:
 
     # ---- the API
 
+    role = "admin"
+    """Of the token."""
+
     async def command(self, request: Request) -> Response:
         """Note it, and let it show."""
         said = await request.json()
@@ -300,13 +306,15 @@ class PlayedService:
         """With the guards of the admin port."""
         app = Starlette(
             routes=[
-                *routes(self, token_set=bool(token)),
+                *routes(self, token_set=bool(token), role=lambda _: self.role),
                 Route("/api/rollouts/{endpoint}/history", self.history),
                 Route("/api/rollouts/{endpoint}/report", self.report),
                 Route("/api/rollouts/{endpoint}/{command}", self.command, methods=["POST"]),
             ]
         )
-        return TokenGuard(app, token, OPEN_PATHS) if token else OriginGuard(app, port)
+        if not token:
+            return OriginGuard(app, port)
+        return RoleGuard(app, Access(lambda: {digest_of(token): Caller("ada", role=self.role)}), OPEN_PATHS)
 
 
 class Serving:

@@ -15,6 +15,10 @@ from octoserve.core import errors
 from octoserve.patterns.online.supervisor import admin, admin_server
 from octoserve.patterns.online.supervisor.admin_guards import OriginGuard
 from octoserve.routing.plan import RoutePlan, split_arms
+from octoserve.security.caller import Caller
+from octoserve.security.guard import Guard
+from octoserve.security.keys import digest_of
+from octoserve.security.settings import Security
 
 HALF_A_HEAD = b"GET /livez HTTP/1.1\r\nhost: "
 
@@ -56,7 +60,14 @@ class House:
             settings=SimpleNamespace(admin_token=None, protect_metrics=False),
             admin_port=self.port,
             ready=True,
+            security=SimpleNamespace(guard=Guard(Security())),
         )
+        self.noted = []
+
+        async def noted(*what):
+            self.noted.append(what)
+
+        self.supervisor.rollouts.noted = noted
 
     def run(self, work):
         async def main():
@@ -141,8 +152,35 @@ def test_a_page_that_has_pointed_its_name_here_reads_nothing(house, path):
 
 
 def test_with_a_token_any_name_will_do(house):
-    house.supervisor.settings.admin_token = "t"
+    house.supervisor.security.guard = Guard(Security(), extra={digest_of("t"): Caller("admin API", role="admin")})
     assert not isinstance(admin.application(house.supervisor), OriginGuard)
+
+
+def test_roles_and_who_is_noted(house):
+    keys = {role: f"key-{role}" for role in ("viewer", "operator", "admin")}
+    extra = {digest_of(key): Caller(f"the {role}", role=role) for role, key in keys.items()}
+    house.supervisor.security.guard = Guard(Security(), extra=extra)
+
+    async def work():
+        told = {}
+        for role, key in keys.items():
+            by = {"authorization": f"Bearer {key}"}
+            told[role] = [
+                (await house.ask("GET", "/api/workers", **by))[0],
+                (await house.ask("POST", "/api/models/m/load", **by))[0],
+            ]
+        told[""] = [(await house.ask(method, "/api/models/m/load"))[0] for method in ("GET", "POST")]
+        told["open"] = (await house.ask("GET", "/livez"))[0]
+        return told
+
+    assert house.run(work) == {
+        "viewer": [200, 403],
+        "operator": [200, 403],
+        "admin": [200, 404],
+        "": [401, 401],
+        "open": 200,
+    }
+    assert house.noted == [("m", "the admin", "load", "")]
 
 
 @pytest.mark.parametrize(

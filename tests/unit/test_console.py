@@ -66,14 +66,14 @@ def shown(service=None):
     return Outline(pages.fragment(*values(service or PlayedService())))
 
 
-def only(rollout, **status):
-    """The fragment of one endpoint with this rollout."""
+def only(rollout, role="admin", **status):
+    """The fragment of one endpoint with this rollout, for this role."""
     service = PlayedService()
     service.statuses = {"fraud": service.statuses["fraud"] | {"rollout": rollout} | status}
     service.repository = {"fraud": [1, 2]}
     statuses, *others = values(service)
     statuses["fraud"]["rollout"] = rollout
-    return Outline(pages.fragment(statuses, *others))
+    return Outline(pages.fragment(statuses, *others, role))
 
 
 # ---- markup
@@ -432,6 +432,22 @@ def test_buttons_are_what_is_legal(changed, wanted):
         of_step = button["data-command"] == "approve"
         assert button["data-rollout"] == (f"{rollout['id']}/{rollout['step']}" if of_step else rollout["id"])
         assert button["data-consequence"]
+
+
+@pytest.mark.parametrize(
+    ("role", "barred", "told"),
+    [
+        ("admin", [], ""),
+        ("operator", ["promote"], "Promote wants the role admin; yours is operator."),
+        ("viewer", ["approve", "pause", "promote", "abort"], "Approve wants the role operator, Pause wants"),
+    ],
+)
+def test_a_button_that_a_role_may_not_press_says_so(role, barred, told):
+    outline = only(canary(NOW), role)
+    buttons = [a for tag, a in outline.seen if tag == "button"]
+    assert [button["data-command"] for button in buttons if "disabled" in button] == barred
+    assert all("Wants the role" in button["title"] for button in buttons if "disabled" in button)
+    assert told in outline.text
 
 
 def test_accounts_are_shown_and_doubted():

@@ -21,6 +21,7 @@ class RememberedCall:
     """What `GrpcCall` offers to a handler."""
 
     deadline: float | None = None
+    caller = None
     on_message: Callable[[bytes], None]
     on_half_close: Callable[[], None]
     on_closed: Callable[[], None] | None = None

@@ -44,7 +44,7 @@ class Supervisor:
         self.done: list[tuple[str, str]] = []
         self.error: Exception | None = None
 
-    async def operate(self, action: str, model: str) -> None:
+    async def operate(self, action: str, model: str, who: str = "") -> None:
         if self.error is not None:
             raise self.error
         self.done.append((action, model))
@@ -408,7 +408,7 @@ def test_every_error_class_has_its_status() -> None:
     want = {
         "InvalidInput": 400, "TooLarge": 413, "NotFound": 404, "Unsupported": 501, "Unavailable": 503,
         "Overloaded": 429, "DeadlineExceeded": 504, "Cancelled": 499, "Internal": 500, "BrokenVersion": 400,
-        "Conflict": 409, "SettingsError": 500, "OctoserveError": 500,
+        "Conflict": 409, "SettingsError": 500, "OctoserveError": 500, "Unauthenticated": 401, "Forbidden": 403,
     }  # fmt: skip
     classes = {n: c for n, c in vars(errors).items() if isinstance(c, type) and issubclass(c, OctoserveError)}
     assert {name: status_of(kind("x")) for name, kind in classes.items()} == want

@@ -70,7 +70,7 @@ def door() -> Iterator[Door]:
 def preview(door: Door, folder: Path, recorded: list[list[Tensor]] | None = None, **course: Any) -> Preview:
     made = start("a/b", 1, 2, Course(strategy="blue-green", steps=(Step(),), **course), "r1", 0.0)
     disk = VersionOnDisk(model="a/b", version=2, path=str(folder), state=DiskState.WHOLE)
-    previewer = Previewer("127.0.0.1", door.server.server_port, lambda *_: recorded or [], pause=lambda _: None)
+    previewer = Previewer(("127.0.0.1", door.server.server_port), lambda *_: recorded or [], pause=lambda _: None)
     return asyncio.run(previewer(made, disk))
 
 

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from octoserve.core.errors import SettingsError
 from octoserve.patterns.online.link.messages import Operation
 from octoserve.patterns.online.supervisor import supervisor as module
 from octoserve.patterns.online.supervisor.supervisor import Supervisor
-from octoserve.spec import ServeSettings
+from octoserve.spec import ServeSettings, check
+from support.security import Ca
 
 
 @pytest.fixture
@@ -53,6 +55,18 @@ def test_an_operation_that_fails_unforeseen_is_answered_and_the_service_goes_on(
     assert (reply.id, reply.kind) == (7, "Unavailable")
     assert str(error) in reply.error
     assert not made._stop.is_set()
+
+
+def test_tls_and_an_envoy_of_ours_are_refused_together(tmp_path):
+    certificate, key = Ca(tmp_path).issue("server")
+    values = {
+        "repository": str(tmp_path), "state_dir": str(tmp_path / "state"),
+        "rollout": {"backend": {"kind": "envoy", "start": True}},
+        "http_port": 0, "grpc_port": 0, "admin_port": 0,
+        "security": {"tls": {"certificate": str(certificate), "key": str(key)}},
+    }  # fmt: skip
+    with pytest.raises(SettingsError, match="with an Envoy of ours"):
+        Supervisor(check(values, {}), spawn=lambda: None)
 
 
 def test_a_tick_that_fails_is_made_again(made, monkeypatch, caplog):

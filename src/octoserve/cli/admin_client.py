@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -59,7 +60,7 @@ def read_token(file: Path | None) -> str:
 class AdminClient:
     """One service's admin API.
 
-    url:     http://host:port, the scheme may be left out; https and a path before /api work too
+    url:     http://host:port, the scheme may be left out; https (see OCTOSERVE_CA) and a path before /api work too
     token:   sent as a bearer token; "" sends none
     timeout: seconds for one request
     """
@@ -79,6 +80,7 @@ class AdminClient:
         self._host, self._port = host, port
         self._path = parts.path.rstrip("/")
         self._token = token
+        self._tls: ssl.SSLContext | None = None
         self.timeout = timeout
 
     # --- what there is ----------------------------------------------------------------------------------
@@ -151,8 +153,7 @@ class AdminClient:
         return self._good(status, content)
 
     def _exchange(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=self.timeout)
+        connection = self._connection()
         headers: dict[str, str | bytes] = {"accept": "*/*", "connection": "close"}
         if self._token:
             headers["authorization"] = b"Bearer " + self._token.encode()
@@ -173,6 +174,15 @@ class AdminClient:
         finally:
             connection.close()
 
+    def _connection(self) -> http.client.HTTPConnection:
+        if not self._secure:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self.timeout)
+        if self._tls is None:
+            from octoserve.security.trust import client_context
+
+            self._tls = client_context()
+        return http.client.HTTPSConnection(self._host, self._port, timeout=self.timeout, context=self._tls)
+
     def _good(self, status: int, content: bytes) -> bytes:
         if 200 <= status < 300:
             return content
@@ -180,6 +190,8 @@ class AdminClient:
         if status == 401:
             what = "refuses the token that was given" if self._token else "wants the admin token"
             raise SettingsError(f"{self.url} {what}: set {TOKEN_VARIABLE}, or name a file with it: --token-file")
+        if status == 403 and text:
+            raise Refused(text)
         if status == _UNKNOWN and text:
             raise NotFound(text)
         if status == 409:
@@ -220,6 +232,8 @@ class AdminClient:
 def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it took too long"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{error.verify_message}; OCTOSERVE_CA names a PEM file of whom to trust"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import typer
@@ -16,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from octoserve.cli.load import Load, Outcome
+from octoserve.client.wire import headers_with
 from octoserve.core.errors import SettingsError
+from octoserve.security.trust import client_context
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -45,6 +49,12 @@ def bench(
         str, typer.Option(envvar="OCTOSERVE_ADMIN_URL", help="With --verify-slo: whom to ask what is promised")
     ] = "",
     token_file: Annotated[Path | None, typer.Option(help="A file with the admin token")] = None,
+    ca: Annotated[str, typer.Option(envvar="OCTOSERVE_CA", help="For https: a PEM file of whom to trust")] = "",
+    certificate: Annotated[str, typer.Option(help="For mutual TLS: a PEM file")] = "",
+    certificate_key: Annotated[str, typer.Option(help="Its key, where that is in a file of its own")] = "",
+    key_file: Annotated[
+        Path | None, typer.Option(help="A file with the API key or token; without it OCTOSERVE_API_KEY")
+    ] = None,
 ) -> None:
     """Load a running endpoint and report what it does.
 
@@ -52,27 +62,30 @@ def bench(
     requests a second) it measures itself. With --rate latency counts from when a request was due.
     """
     parts = urlsplit(url if "//" in url else f"http://{url}")
-    if parts.scheme != "http" or not parts.hostname:
-        raise SettingsError(f"{url!r} is no http:// address; wanted for example http://127.0.0.1:8080")
-    host, port = parts.hostname, parts.port or 80
-    base = f"http://{host}:{port}"
-    path = _path(base, parts.path, model)
-    content = body.read_bytes() if body else _made_up(base, path, rows)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"{url!r} is no address of a door; wanted for example http://127.0.0.1:8080")
+    host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    tls = client_context(ca, certificate, certificate_key) if parts.scheme == "https" else None
+    door = _Door(f"{parts.scheme}://{host}:{port}", tls, headers_with(_key(key_file), {}))
+    base = door.base
+    path = _path(door, parts.path, model)
+    content = body.read_bytes() if body else _made_up(door, path, rows)
+    said = "".join(f"{name}: {value}\r\n" for name, value in door.headers.items())
     request = (
-        f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n{said}"
         f"content-length: {len(content)}\r\n\r\n"
-    ).encode() + content
+    ).encode("latin-1") + content
     if verify_slo:
         from octoserve.cli.bench_slo import Verify, model_of, promised, verify
 
         slo = promised(unquote(model_of(path)), latency_p99, availability, admin_url, token_file)
         wanted = Verify(
             url=base + path, host=host, port=port, request=request, slo=slo, connections=connections,
-            duration=duration, warm_up=warm_up, rate=rate, find=find, as_json=as_json,
+            duration=duration, warm_up=warm_up, rate=rate, find=find, as_json=as_json, tls=tls,
         )  # fmt: skip
         verify(wanted, lambda load, seconds, before: _run(load, seconds, before, base))
         return
-    outcome = _run(Load(host, port, request, connections, rate), duration, warm_up, base)
+    outcome = _run(Load(host, port, request, connections, rate, tls), duration, warm_up, base)
     if as_json:
         typer.echo(json.dumps(_summary(outcome, connections, rate)))
     else:
@@ -93,21 +106,37 @@ def _run(load: Load, duration: float, warm_up: float, url: str) -> Outcome:
     return outcome
 
 
-def _path(base: str, path: str, model: str) -> str:
+class _Door(NamedTuple):
+    base: str
+    tls: ssl.SSLContext | None
+    headers: Mapping[str, str]
+
+
+def _key(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--key-file {file}: cannot read it: {error}") from None
+
+
+def _path(door: _Door, path: str, model: str) -> str:
     if path.endswith("/infer"):
         return path
     if not model:
-        ready = sorted({entry["name"] for entry in _ask(base, "/v2/repository/index", {"ready": True})})
+        ready = sorted({entry["name"] for entry in _ask(door, "/v2/repository/index", {"ready": True})})
         if len(ready) != 1:
             raise SettingsError(f"which model? --model takes one of: {', '.join(ready) or '(none is ready)'}")
         model = ready[0]
     return f"/v2/models/{model}/infer"
 
 
-def _ask(base: str, path: str, body: Any = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
+def _ask(door: _Door, path: str, body: Any = None) -> Any:
+    data, base = None if body is None else json.dumps(body).encode(), door.base
     try:
-        with urllib.request.urlopen(base + path, data=data, timeout=10) as response:
+        request = urllib.request.Request(base + path, data, dict(door.headers))
+        with urllib.request.urlopen(request, timeout=10, context=door.tls) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         raise SettingsError(f"{base}{path} answers {error.code}: {error.read(500).decode(errors='replace')}") from None
@@ -115,9 +144,9 @@ def _ask(base: str, path: str, body: Any = None) -> Any:
         raise SettingsError(f"cannot reach {base}: {error}; is the server running?") from None
 
 
-def _made_up(base: str, path: str, rows: int) -> bytes:
+def _made_up(door: _Door, path: str, rows: int) -> bytes:
     """Inputs after the model's metadata: 0.5, 1, true or "a" for each element."""
-    metadata = _ask(base, path.removesuffix("/infer"))
+    metadata = _ask(door, path.removesuffix("/infer"))
     inputs = []
     for spec in metadata["inputs"]:
         shape = [1 if d < 0 else d for d in spec["shape"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class Verify(msgspec.Struct, kw_only=True):
     rate: float | None
     find: bool
     as_json: bool
+    tls: ssl.SSLContext | None = None
 
 
 def promised(model: str, latency: str, availability: str, admin_url: str, token_file: Path | None) -> Slo:
@@ -99,7 +101,7 @@ def verify(wanted: Verify, run_load: RunLoad) -> None:
         seconds = min(max(wanted.duration * (2 if least else 1), least / rate), max(_LONGEST, 2 * wanted.duration))
         in_flight = rate * 2 * (wanted.slo.latency or 0.05)
         connections = min(_CONNECTIONS, max(wanted.connections, math.ceil(in_flight)))
-        load = Load(wanted.host, wanted.port, wanted.request, connections, rate)
+        load = Load(wanted.host, wanted.port, wanted.request, connections, rate, wanted.tls)
         return step_of(run_load(load, seconds, wanted.warm_up), rate, wanted.slo)
 
     at: Step | None = None

@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": ("octoserve.cli.serve", "Serve a model repository over HTTP and gRPC."),
     "sagemaker": ("octoserve.cli.sagemaker", "Serve /opt/ml/model as SageMaker's containers do."),
     "model": ("octoserve.cli.model", "A model repository: list, inspect, verify, import, init."),
+    "security": ("octoserve.cli.security", "Who may ask: make a key for a caller."),
     "spec": ("octoserve.cli.spec", "Check a settings file, or print its JSON Schema."),
     "rollout": ("octoserve.cli.rollout", "Roll out a version: start, watch, approve, abort, roll back."),
     "batch": ("octoserve.cli.batch", "Score a table: run, resume, status, verify, list."),

@@ -8,6 +8,7 @@ which stalls is charged for the requests that it kept waiting (no coordinated om
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -41,7 +42,16 @@ class Outcome:
 class Load:
     """One run against one endpoint."""
 
-    def __init__(self, host: str, port: int, request: bytes, connections: int, rate: float | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        request: bytes,
+        connections: int,
+        rate: float | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self._host = host
         self._port = port
         self.request = request
@@ -58,7 +68,7 @@ class Load:
         """Load for `warm_up + seconds`; only what is sent after the warm-up counts."""
         loop = asyncio.get_running_loop()
         for _ in range(self._connections):
-            await loop.create_connection(lambda: _Connection(self), self._host, self._port)
+            await loop.create_connection(lambda: _Connection(self), self._host, self._port, ssl=self._tls)
         self.running = True
         if self._rate is None:
             for connection in list(self._all):
@@ -144,7 +154,7 @@ class Load:
             return
         loop = asyncio.get_running_loop()
         try:
-            _, protocol = await loop.create_connection(lambda: _Connection(self), self._host, self._port)
+            _, protocol = await loop.create_connection(lambda: _Connection(self), self._host, self._port, ssl=self._tls)
         except OSError:
             self.outcome.broken += 1
             self._later_replace()

@@ -25,7 +25,8 @@ def lines(supervisor: Supervisor, color: bool = False) -> list[str]:
     settings, current = supervisor.settings, supervisor.room.current
     place = _PLACES.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
     admin = _PLACES.get(settings.admin_host, settings.admin_host)
-    http = f"http://{place}:{supervisor.http_port}"
+    scheme = "https" if settings.security.tls is not None else "http"
+    http = f"{scheme}://{place}:{supervisor.http_port}"
 
     def paint(code: str, text: str) -> str:
         return f"\033[{code}m{text}\033[0m" if color else text
@@ -44,7 +45,7 @@ def lines(supervisor: Supervisor, color: bool = False) -> list[str]:
             for front in supervisor.room.fronts.view()
             if front["address"]
         ),
-        f"  {paint('2', 'admin')}  {paint('36', f'http://{admin}:{supervisor.admin_port}')}"
+        f"  {paint('2', 'admin')}  {paint('36', f'{scheme}://{admin}:{supervisor.admin_port}')}"
         + paint("2", "  /console  /metrics  /api/models"),
         "",
     ]

@@ -16,6 +16,7 @@ from octoserve.client.wire import Answer
 from octoserve.core.errors import DeadlineExceeded, InvalidInput, Unavailable
 from octoserve.core.signature import Signature
 from octoserve.core.tensors import Array
+from octoserve.security.trust import client_context
 
 _AT_ONCE = 1 << 18
 
@@ -29,12 +30,14 @@ class AsyncClient:
         *,
         timeout: float = 30.0,
         headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
+        ca: str = "",
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._address = wire.address_of(url)
         self._timeout = timeout
-        self._headers = dict(headers or {})
-        self._tls = tls if tls is not None or not self._address.tls else ssl.create_default_context()
+        self._headers = wire.headers_with(api_key, headers)
+        self._tls = tls if tls is not None or not self._address.tls else client_context(ca)
         self._idle: list[_Connection] = []
         self._talk = Talk()
 

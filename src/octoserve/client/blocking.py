@@ -16,6 +16,7 @@ from octoserve.client.wire import Answer
 from octoserve.core.errors import DeadlineExceeded, Unavailable
 from octoserve.core.signature import Signature
 from octoserve.core.tensors import Array
+from octoserve.security.trust import client_context
 
 
 class Client:
@@ -23,8 +24,10 @@ class Client:
 
     url:     http://host:port, of octoserve's HTTP door or of what stands before it
     timeout: seconds for one prediction, connecting included; sent along as its deadline
-    headers: sent with each request, such as Authorization
-    tls:     for https, where the system's own certificates are not what is wanted
+    headers: sent with each request
+    api_key: a key or token, sent with each request; unset: OCTOSERVE_API_KEY
+    ca:      for https: a PEM file of whom to trust; unset: OCTOSERVE_CA, else the system's authorities
+    tls:     for https, instead of `ca`: where a certificate is to be shown, see `octoserve.security.trust`
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class Client:
         *,
         timeout: float = 30.0,
         headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
+        ca: str = "",
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._address = wire.address_of(url)
         self._timeout = timeout
-        self._headers = dict(headers or {})
-        self._tls = tls
+        self._headers = wire.headers_with(api_key, headers)
+        self._tls = tls if tls is not None or not self._address.tls else client_context(ca)
         self._idle: list[http.client.HTTPConnection] = []
         self._turn = threading.Lock()
         self._talk = Talk()
@@ -59,7 +64,8 @@ class Client:
         version: a number or a label; without one the route plan decides
         outputs: those that are wanted; None for all
 
-        Raises InvalidInput, NotFound, Overloaded (which has `retry_after`), Unavailable, DeadlineExceeded, Internal.
+        Raises InvalidInput, Unauthenticated, Forbidden, NotFound, Overloaded (which has `retry_after`),
+        Unavailable, DeadlineExceeded, Internal.
         """
         return self._run(self._talk.predict(model, rows, str(version), outputs, headers or {}), timeout)
 

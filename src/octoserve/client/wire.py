@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import (
     DeadlineExceeded,
+    Forbidden,
     Internal,
     InvalidInput,
     NotFound,
@@ -21,6 +23,7 @@ from octoserve.core.errors import (
     Overloaded,
     SettingsError,
     TooLarge,
+    Unauthenticated,
     Unavailable,
     Unsupported,
 )
@@ -33,8 +36,21 @@ HEADER_LENGTH = "inference-header-content-length"
 _SHOWN = 2000  # characters of an answer that an error repeats
 
 _KINDS: dict[int, type[OctoserveError]] = {
-    400: InvalidInput, 404: NotFound, 413: TooLarge, 501: Unsupported, 503: Unavailable, 504: DeadlineExceeded,
+    400: InvalidInput, 401: Unauthenticated, 403: Forbidden, 404: NotFound, 413: TooLarge,
+    501: Unsupported, 503: Unavailable, 504: DeadlineExceeded,
 }  # fmt: skip
+
+
+KEY_VARIABLE = "OCTOSERVE_API_KEY"
+
+
+def headers_with(api_key: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Those of each request. api_key: None for the environment's, "" for none; one that `headers` bring comes first."""
+    made = {name.lower(): value for name, value in (headers or {}).items()}
+    key = os.environ.get(KEY_VARIABLE, "").strip() if api_key is None else api_key
+    if key and not made.keys() & {"authorization", "x-api-key"}:
+        made["authorization"] = f"Bearer {key}"
+    return made
 
 
 class Address(NamedTuple):

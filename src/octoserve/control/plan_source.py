@@ -18,6 +18,7 @@ from octoserve.control.store import FILE, plans_in
 from octoserve.core.errors import NotFound, SettingsError, Unavailable
 from octoserve.core.evidence import STABLE
 from octoserve.routing.plan import RoutePlan
+from octoserve.security.trust import client_context
 
 ADMIN = "http://127.0.0.1:8082"
 URL_VARIABLE = "OCTOSERVE_ADMIN_URL"
@@ -78,7 +79,8 @@ def call(place: str, path: str, body: bytes | None = None, timeout: float = _TIM
         request = urllib.request.Request(f"{url.rstrip('/')}{path}", body)
         if token:
             request.add_unredirected_header("Authorization", f"Bearer {token}")  # it is of this service alone
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        context = client_context() if url.startswith("https://") else None
+        with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:
             data: bytes = answer.read()
             return data
     except urllib.error.HTTPError as error:

@@ -37,6 +37,22 @@ class Unsupported(OctoserveError):
     reason = "unsupported"
 
 
+class Unauthenticated(OctoserveError):
+    """Nobody knows who asks. `given`: a key or token came, and is not good."""
+
+    reason = "unauthenticated"
+
+    def __init__(self, message: str, given: bool = False) -> None:
+        super().__init__(message)
+        self.given = given
+
+
+class Forbidden(OctoserveError):
+    """Who asks is known, and may not."""
+
+    reason = "forbidden"
+
+
 class Conflict(OctoserveError):
     """It contradicts what is there already."""
 
@@ -92,7 +108,7 @@ class SettingsError(OctoserveError):
 
 CLIENTS_DOING = frozenset(
     {
-        "invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled",
+        "invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled", "unauthenticated", "forbidden",
         "tenant_rate", "tenant_concurrency",
     }
 )  # fmt: skip

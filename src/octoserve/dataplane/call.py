@@ -80,6 +80,10 @@ class Call:
         """A header (lower case), a piece of metadata; None where the door has none of that name."""
         return None
 
+    def caller(self) -> str:
+        """Who asks, as security knows them; "" where nobody has to say so."""
+        return ""
+
     def parameter(self, name: str) -> object:
         """A request parameter; None without it."""
         return None

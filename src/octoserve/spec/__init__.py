@@ -26,6 +26,7 @@ from octoserve.spec.backend import BackendSection
 from octoserve.spec.batch import BatchSection
 from octoserve.spec.queue import QueueSection
 from octoserve.spec.rollout import AnalysisSection, BreakerSection, MetricSection, RolloutSection, StepSection
+from octoserve.spec.security import JwtSection, SecuritySection, TlsSection
 from octoserve.spec.slo import OptionalSlo, SloSection
 from octoserve.spec.tracing import OptionalTracing, TracingSection, tracing_of
 from octoserve.spec.values import Duration, Label, Policy, Port, Rows, Section, Size, parse_policy
@@ -42,13 +43,16 @@ __all__ = [
     "Batching",
     "BreakerSection",
     "CacheSection",
+    "JwtSection",
     "MetricSection",
     "ModelSection",
     "QueueSection",
     "RolloutSection",
+    "SecuritySection",
     "ServeSettings",
     "SloSection",
     "StepSection",
+    "TlsSection",
     "TracingSection",
     "check",
     "cores",
@@ -61,7 +65,7 @@ __all__ = [
 PREFIX = "OCTOSERVE_"
 SECRETS = ("admin_token", "rollout_store")
 """Fields that no error and no listing shows."""
-SECTIONS = ("models", "admission", "slo", "rollout", "batch", "queue", "asynchronous", "tracing")
+SECTIONS = ("models", "admission", "slo", "rollout", "batch", "queue", "asynchronous", "tracing", "security")
 """Fields that have no one-line form: neither flags nor variables."""
 
 Door = Literal["v1", "mlflow", "predict", "openapi"]
@@ -140,6 +144,8 @@ class ServeSettings(Section):
     """Models whose answers may be fetched later, and where those are kept. See docs/async.md."""
     tracing: OptionalTracing = None
     """Spans to an OpenTelemetry collector: `{endpoint: http://collector:4318, sample: 1%}`. See docs/tracing.md."""
+    security: SecuritySection = SecuritySection()
+    """Certificates, keys and tokens: who may ask, and for what. See docs/security.md."""
 
     host: str = "127.0.0.1"
     """Address of the HTTP and gRPC doors; 0.0.0.0 lets other machines in, which a container needs."""
@@ -294,6 +300,7 @@ def read(path: Path) -> dict[str, Any]:
         _from_folder_of(path, data["batch"], ("sink", "state_dir"))
     if isinstance(data.get("queue"), dict):
         _from_folder_of(path, data["queue"], ("state_dir",))
+    _security_from_folder_of(path, data.get("security"))
     models = data.get("models")
     for section in (data, *(models.values() if isinstance(models, dict) else ())):
         rollout = section.get("rollout") if isinstance(section, dict) else None
@@ -301,6 +308,17 @@ def read(path: Path) -> dict[str, Any]:
         if isinstance(backend, dict):
             _from_folder_of(path, backend, ("folder", "output"))
     return {str(key): value for key, value in data.items()}
+
+
+def _security_from_folder_of(path: Path, section: Any) -> None:
+    if not isinstance(section, dict):
+        return
+    _from_folder_of(path, section, ("keys",))
+    if isinstance(section.get("tls"), dict):
+        _from_folder_of(path, section["tls"], ("certificate", "key", "client_ca"))
+    jwt = section.get("jwt")
+    if isinstance(jwt, dict):
+        _from_folder_of(path, jwt, ("ca",) if "://" in str(jwt.get("jwks")) else ("ca", "jwks"))
 
 
 def _from_folder_of(path: Path, section: dict[str, Any], keys: tuple[str, ...]) -> None:

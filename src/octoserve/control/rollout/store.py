@@ -121,6 +121,9 @@ class RolloutStore(Protocol):
     def note(self, token: int, entries: Sequence[AuditEntry], commands_done: Sequence[int] = ()) -> None:
         """Audit entries without a change of state, and commands that were answered by not following them."""
 
+    def record(self, entry: AuditEntry) -> None:
+        """An audit entry of what is no decision of a controller, such as a load by hand. From any replica, unfenced."""
+
     def set_endpoint(self, token: int, endpoint: Endpoint, entries: Sequence[AuditEntry] = ()) -> None:
         """Record an endpoint's stable and refused versions. Raises Fenced."""
 
@@ -232,6 +235,11 @@ class Ledger(ReplicaTables, Retention, RolloutStore):
             self._fence(execute, token)
             self._append(execute, entries)
             _answered(execute, commands_done)
+
+    def record(self, entry: AuditEntry) -> None:
+        with self.writing() as execute:
+            execute("select token from leader where one = 1" + self.lock)  # one writer of a chain at a time
+            self._append(execute, [entry])
 
     def set_endpoint(self, token: int, endpoint: Endpoint, entries: Sequence[AuditEntry] = ()) -> None:
         with self.writing() as execute:

@@ -163,6 +163,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     forced:    a person asked to promote without waiting for the remaining steps
     reason:    why it was started; once that is settled, why it was aborted, promoted or only observed. For people
     result:    how it ended or will end once ABORTING is over
+    by:        who started it; "" where nobody did, or in records of releases before
     """
 
     id: str
@@ -182,6 +183,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     forced: bool = False
     reason: str = ""
     result: Result = Result.NONE
+    by: str = ""
     verdicts: tuple[Verdict, ...] = ()
     """The last ones that were acted on."""
 

@@ -7,11 +7,13 @@ from octoserve.core.errors import (
     Cancelled,
     Conflict,
     DeadlineExceeded,
+    Forbidden,
     InvalidInput,
     NotFound,
     OctoserveError,
     Overloaded,
     TooLarge,
+    Unauthenticated,
     Unavailable,
     Unsupported,
 )
@@ -21,6 +23,8 @@ _NAMES: tuple[tuple[type[OctoserveError], int, int], ...] = (
     (TooLarge, 413, 8),
     (InvalidInput, 400, 3),
     (BrokenVersion, 400, 9),
+    (Unauthenticated, 401, 16),
+    (Forbidden, 403, 7),
     (NotFound, 404, 5),
     (Conflict, 409, 6),
     (Unsupported, 501, 12),
@@ -30,6 +34,15 @@ _NAMES: tuple[tuple[type[OctoserveError], int, int], ...] = (
     (Cancelled, 499, 1),
 )
 _OUR_FAULT = (500, 13)
+
+
+def headers_of(error: OctoserveError) -> str:
+    """Header lines that belong to an error's status: when to come back, how to say who one is (RFC 6750)."""
+    if isinstance(error, Overloaded):
+        return f"retry-after: {error.retry_after}"
+    if isinstance(error, Unauthenticated):
+        return 'www-authenticate: Bearer realm="octoserve"' + (', error="invalid_token"' if error.given else "")
+    return ""
 
 
 def status_of(error: OctoserveError) -> int:

@@ -33,7 +33,7 @@ CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 class Operations(Protocol):
     """The way to the control plane; raises Unavailable while no supervisor is there."""
 
-    async def operate(self, action: str, model: str) -> None:
+    async def operate(self, action: str, model: str, who: str = "") -> None:
         """`load` or `unload` a model on every worker, and wait until it is done."""
         ...
 
@@ -123,11 +123,11 @@ class Service:
         """Every model of the repository, by name."""
         return sorted({model for model, _ in self.dataplane.known})
 
-    def default_model(self) -> str:
-        """The model of a path that names none. Raises NotFound where there is no telling."""
+    def default_model(self, sees: Callable[[str], bool] = lambda model: True) -> str:
+        """The model of a path that names none, of those that who asks may see. Raises NotFound where that is open."""
         if self._default_model:
             return self._default_model
-        models = self.models()
+        models = [model for model in self.models() if sees(model)]
         if len(models) != 1:
             raise NotFound(
                 f"this path names no model, and {len(models)} are served ({', '.join(models[:10])}); "
@@ -149,8 +149,8 @@ class Service:
         """Every version of the repository with its state."""
         return [entry for entry in self.catalog if not only_ready or entry.state == "READY"]
 
-    async def operate(self, action: str, model: str, parameters: dict[str, Any] | None = None) -> None:
-        """Load or unload a model, as a client of a data door asks."""
+    async def operate(self, action: str, model: str, parameters: dict[str, Any] | None = None, who: str = "") -> None:
+        """Load or unload a model, as a client of a data door asks. who: the caller's name, "" where it is not known"""
         if not self._repository_api:
             raise Unsupported(
                 "loading and unloading through the data doors is switched off (the default where other machines can "
@@ -161,7 +161,7 @@ class Service:
                 raise Unsupported(f"{name!r} is not taken: a version's files and settings lie in the repository")
         if not any(entry.model == model for entry in self.catalog):
             raise NotFound(f"model {model!r} is not in the repository")
-        await self._operations.operate(action, model)
+        await self._operations.operate(action, model, who)
 
     def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:
         """What this worker did since it started. Raises NotFound for an unknown model or version."""

@@ -7,6 +7,7 @@ import msgspec
 from octoserve.core.admission import CacheLimits, Priorities, TenantRules
 from octoserve.core.slo import Slos
 from octoserve.core.trace_context import Tracing
+from octoserve.security.settings import Security
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,5 +88,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     default_model: str = ""
     """Of doors whose paths name none; "": the only model."""
     tracing: Tracing | None = None
+    security: Security = Security()
+    """Certificates and callers."""
     log_level: str = "info"
     log_format: str = "text"

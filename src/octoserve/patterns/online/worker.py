@@ -25,12 +25,15 @@ from octoserve.dataplane.endpoint import DataPlane
 from octoserve.dataplane.pair_judge import PairJudge
 from octoserve.lifecycle.manager import Manager
 from octoserve.lifecycle.states import State, VersionReport
+from octoserve.patterns.online.grpc.call_guard import CallGuard
 from octoserve.patterns.online.grpc.door import GrpcDoor
 from octoserve.patterns.online.grpc.standard import Health, reflection
 from octoserve.patterns.online.grpc.transport import GrpcLimits, GrpcServer
+from octoserve.patterns.online.guarding import guard_of, tls_options
 from octoserve.patterns.online.http.connection import Http1Server
 from octoserve.patterns.online.http.door import HttpDoor
 from octoserve.patterns.online.link.messages import Desired, Hello
+from octoserve.patterns.online.link.unix_socket import inside_path, listen
 from octoserve.patterns.online.link.worker_end import ControlLink
 from octoserve.patterns.online.service import Service
 from octoserve.patterns.online.settings import AsyncRequests, WorkerConfig
@@ -42,6 +45,7 @@ from octoserve.telemetry.tracing import Tracer
 
 if TYPE_CHECKING:
     from octoserve.patterns.online.http.async_door import AsyncDoor, Way
+    from octoserve.security.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +88,9 @@ class Worker:
         self._drained = loop.create_future()
         self._servers: list[asyncio.AbstractServer] = []
         self._sockets: list[socket.socket] = []
+        self._tls: tuple[dict[str, Any], ...] = ()
+        """What each door is opened with beside its socket."""
+        self._inside_server: asyncio.AbstractServer | None = None
         self._opening: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._unrouted: set[str] | None = None
@@ -135,17 +142,24 @@ class Worker:
             self.dataplane, self._link, config.repository_api, config.default_model, config.limits.max_body
         )
         self._service.routed = self._ready
+        self._guard = guard_of(config.security, registry, self._link.missed)
         self._doors(registry)
 
     def _doors(self, registry: Registry) -> None:
-        limits = self._config.limits
+        limits, access = self._config.limits, self._guard.access if self._guard is not None else None
         cuts = registry.counter("octoserve_cut_total", "Connections and requests that were cut.", ("door", "reason"))
-        http = HttpDoor(self._service, limits, cuts, self._async_door(registry), self._config.doors)
+        http = HttpDoor(self._service, limits, cuts, self._async_door(registry), self._config.doors, access)
         self._http = Http1Server(http, limits, monotonic)
-        door, health = GrpcDoor(self._service), Health(self._service)
+        self._inside: Http1Server | None = None
+        """Where the service asks itself, who is nobody's caller."""
+        if self._guard is not None:
+            self._inside = Http1Server(HttpDoor(self._service, limits, cuts), limits, monotonic)
+        refused = self.dataplane.refused
+        calls = CallGuard(access, lambda error: refused("", "grpc", error)) if access is not None else None
+        door, health = GrpcDoor(self._service, calls), Health(self._service, calls)
         self._grpc = GrpcServer(
             {**door.unary(), **health.unary()},
-            {**door.stream(), **health.stream(), **reflection()},
+            {**door.stream(), **health.stream(), **reflection(calls)},
             GrpcLimits(
                 max_message_bytes=limits.max_body,
                 max_total_buffered_bytes=limits.max_buffered,
@@ -244,6 +258,8 @@ class Worker:
         return self._unrouted is not None and not self._unrouted
 
     def _listen_when_settled(self) -> None:
+        if self._guard is not None and not self._guard.ready:
+            return  # `_follow_security` looks again
         if self._opening is None and not self._service.draining and self._settled() and self._holds_routed():
             self._unrouted = {r.model for r in self._manager.reports() if r.state is State.READY}
             self._opening = self._loop.create_task(self._listen())
@@ -251,13 +267,21 @@ class Worker:
 
     async def _listen(self) -> None:
         config = self._config
-        for factory, port in ((self._http, config.http_port), (self._grpc, config.grpc_port)):
+        if self._inside is not None:
+            inside = listen(inside_path(config.security.inside, config.index))
+            self._inside_server = await self._loop.create_unix_server(self._inside, sock=inside)
+        self._tls = tls_options(self._guard)
+        for factory, port, tls in zip(self._factories, (config.http_port, config.grpc_port), self._tls, strict=True):
             if self._service.draining:
                 return
             sock = listening_socket(config.host, port)
             self._sockets.append(sock)
-            server: Any = await self._loop.create_server(factory, sock=sock, backlog=BACKLOG)
+            server: Any = await self._loop.create_server(factory, sock=sock, backlog=BACKLOG, **tls)
             self._servers.append(server)
+
+    @property
+    def _factories(self) -> tuple[Callable[[], asyncio.Protocol], ...]:
+        return (self._http, self._grpc)
 
     def _listened(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -280,14 +304,17 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
         link = self._loop.create_task(self._link.run())
         link.add_done_callback(self._abandoned)
-        sweeps = self._loop.create_task(self._sweep())
+        tasks = [self._loop.create_task(self._sweep())]
+        if self._guard is not None:
+            tasks.append(self._loop.create_task(self._follow_security(self._guard)))
         code: int = await self._drained
-        sweeps.cancel()
+        for task in tasks:
+            task.cancel()
         for close in self._closing:
             await self._loop.run_in_executor(None, close)
         await self._link.leave()
         link.cancel()
-        for task in (sweeps, link):
+        for task in (*tasks, link):
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         return code
@@ -304,8 +331,21 @@ class Worker:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self._http.sweep()
+            if self._inside is not None:
+                self._inside.sweep()
             self._grpc.sweep(monotonic())
             self.dataplane.splits.sweep()
+
+    async def _follow_security(self, guard: Guard) -> None:
+        """Follow its files, in a thread: a file of many keys takes long to read. What could not be read at the start
+        may be now: then the doors open."""
+        while True:
+            was_ready = guard.ready
+            if await asyncio.to_thread(guard.look):
+                self._http.forget_heads()
+            if guard.ready and not was_ready:
+                self._listen_when_settled()
+            await asyncio.sleep(SWEEP_SECONDS)
 
     def drain(self, grace: float) -> None:
         """Stop accepting, finish what is in flight within `grace` seconds, leave."""
@@ -347,8 +387,11 @@ class Worker:
     def _abort(self) -> None:
         """Whoever is still connected has had its answers, or does not take them."""
         self._grpc.abort()
-        for connection in list(self._http.connections):
-            connection.transport.abort()
+        if self._inside_server is not None:
+            self._inside_server.close()
+        for server in (self._http, self._inside):
+            for connection in list(server.connections) if server is not None else ():
+                connection.transport.abort()
 
     async def _close_doors(self) -> None:
         """Take in what the kernel has accepted: closing a socket resets what still queues for it."""
@@ -358,10 +401,10 @@ class Worker:
             sock.listen(0)
         await asyncio.sleep(ACCEPT_SECONDS)
         taken: list[Coroutine[Any, Any, Any]] = []
-        doors: tuple[Callable[[], asyncio.Protocol], ...] = (self._http, self._grpc)
-        for sock, server, factory in zip(self._sockets, self._servers, doors, strict=False):
+        doors = zip(self._sockets, self._servers, self._factories, self._tls, strict=False)
+        for sock, server, factory, tls in doors:
             for connection in queued(sock):
-                taken.append(self._loop.connect_accepted_socket(factory, connection))
+                taken.append(self._loop.connect_accepted_socket(factory, connection, **tls))
             server.close()
         for result in await asyncio.gather(*taken, return_exceptions=True):
             if isinstance(result, OSError):

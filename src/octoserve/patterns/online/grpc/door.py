@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -26,9 +26,16 @@ from octoserve.patterns.online.errors import code_of
 from octoserve.patterns.online.grpc.transport import MAX_STATUS_TEXT, GrpcCall, StreamHandler, UnaryHandler
 from octoserve.patterns.online.service import ServerMetadata, Service
 from octoserve.patterns.online.traced import begun, handled_unary, over_grpc
+from octoserve.security.caller import INFER, MANAGE, SEE
 from octoserve.telemetry.tracing import Tracer
 
+if TYPE_CHECKING:
+    from octoserve.patterns.online.grpc.call_guard import CallGuard
+
 log = logging.getLogger(__name__)
+
+Sees = Callable[[str], bool]
+"""Whether a model is shown to who asks."""
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -39,7 +46,9 @@ MAX_STREAM_IN_FLIGHT = 64
 
 def fail(call: GrpcCall, error: OctoserveError) -> None:
     """End a call with an error; shed load says when to come back."""
-    trailers = (("retry-after", str(error.retry_after)),) if isinstance(error, Overloaded) else ()
+    trailers: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, Overloaded):
+        trailers = (("retry-after", str(error.retry_after)),)
     call.finish(code_of(error), str(error), trailers)
 
 
@@ -67,6 +76,10 @@ class UnaryInfer(Call):
         """See `Call.header`."""
         return self.grpc.metadata.get(name)
 
+    def caller(self) -> str:
+        """See `Call.caller`."""
+        return "" if self.grpc.caller is None else self.grpc.caller.name
+
     def parameter(self, name: str) -> object:
         """See `Call.parameter`."""
         return self.request.parameter(name)
@@ -93,37 +106,49 @@ class UnaryInfer(Call):
 class GrpcDoor:
     """Method tables of one worker's gRPC port."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, guard: CallGuard | None = None) -> None:
+        """guard: asks who calls; None where nobody has to say so"""
         self._service = service
+        self._guard = guard
         self.dataplane = service.dataplane
         self._tasks: set[asyncio.Task[None]] = set()
 
     def unary(self) -> dict[str, UnaryHandler]:
         """Path -> handler of every unary method."""
         service = self._service
-        answers: dict[str, tuple[str, Callable[[Any], Any]]] = {
-            "ServerLive": ("ServerLive", lambda _: {"live": True}),
-            "ServerReady": ("ServerReady", lambda _: {"ready": service.ready()}),
-            "ModelReady": ("ModelReady", lambda r: {"ready": _model_ready(service, r.name, r.version)}),
-            "ServerMetadata": ("ServerMetadata", lambda _: ServerMetadata()),
-            "ModelMetadata": ("ModelMetadata", lambda r: service.model_metadata(r.name, r.version)),
-            "ModelConfig": ("ModelConfig", lambda r: {"config": service.config(r.name, r.version)}),
-            "ModelStatistics": (
-                "ModelStatistics",
-                lambda r: {"model_stats": service.statistics(r.name, r.version)},
-            ),
-            "RepositoryIndex": ("RepositoryIndex", lambda r: {"models": _index(service, r.ready)}),
+        answers: dict[str, Callable[[Any, Sees], Any]] = {
+            "ServerMetadata": lambda r, sees: ServerMetadata(),
+            "ModelReady": lambda r, sees: {"ready": _model_ready(service, r.name, r.version)},
+            "ModelMetadata": lambda r, sees: service.model_metadata(r.name, r.version),
+            "ModelConfig": lambda r, sees: {"config": service.config(r.name, r.version)},
+            "ModelStatistics": lambda r, sees: {
+                "model_stats": [s for s in service.statistics(r.name, r.version) if sees(s.name)]
+            },
+            "RepositoryIndex": lambda r, sees: {"models": _index(service, r.ready, sees)},
         }
-        table = {f"/{SERVICE}/{name}": _simple(messages, answer) for name, (messages, answer) in answers.items()}
+        table = {f"/{SERVICE}/{name}": _simple(name, answer) for name, answer in answers.items()}
         tracer, path = self.dataplane.tracer, f"/{SERVICE}/ModelInfer"
         table[path] = self._infer if tracer is None else handled_unary(tracer, path, self._infer)
         table[f"/{SERVICE}/RepositoryModelLoad"] = self._operation("load", "RepositoryModelLoad")
         table[f"/{SERVICE}/RepositoryModelUnload"] = self._operation("unload", "RepositoryModelUnload")
+        if self._guard is not None:
+            table = {path: self._guard.unary(handler) for path, handler in table.items()}
+        table[f"/{SERVICE}/ServerLive"] = _simple("ServerLive", lambda r, sees: {"live": True})
+        table[f"/{SERVICE}/ServerReady"] = _simple("ServerReady", lambda r, sees: {"ready": service.ready()})
         return table
 
     def stream(self) -> dict[str, StreamHandler]:
         """Path -> handler of every streaming method."""
-        return {f"/{SERVICE}/ModelStreamInfer": lambda call: InferStream(self, call).start()}
+        handler: StreamHandler = lambda call: InferStream(self, call).start()  # noqa: E731
+        return {f"/{SERVICE}/ModelStreamInfer": handler if self._guard is None else self._guard.stream(handler)}
+
+    def check(self, call: GrpcCall, request: Request) -> None:
+        """Whether a stream's caller may still infer: it may be open longer than a key or a token is good.
+
+        Raises Unauthenticated, Forbidden.
+        """
+        if self._guard is not None:
+            self._guard.know(call).check(INFER, request.model)
 
     def deadline(self, call: GrpcCall, request: Request) -> float:
         """The earlier of gRPC's deadline and the `timeout` parameter."""
@@ -135,6 +160,8 @@ class GrpcDoor:
     def _infer(self, call: GrpcCall, data: bytes) -> None:
         try:
             request = decode_request(data)
+            if call.caller is not None:
+                call.caller.check(INFER, request.model)
         except OctoserveError as error:
             self.dataplane.refused("", "grpc", error)
             fail(call, error)
@@ -154,7 +181,16 @@ class GrpcDoor:
             except DecodeError:
                 fail(call, InvalidInput(f"not a {name}Request message"))
                 return
-            work = self._service.operate(action, came.model_name, dict(came.parameters))
+            who = ""
+            if call.caller is not None:
+                who = call.caller.name
+                try:
+                    call.caller.check(MANAGE, came.model_name)
+                except OctoserveError as error:
+                    self.dataplane.refused("", "grpc", error)
+                    fail(call, error)
+                    return
+            work = self._service.operate(action, came.model_name, dict(came.parameters), who)
             self._later(call, work, response().SerializeToString())
 
         return handle
@@ -176,8 +212,8 @@ class GrpcDoor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _simple(name: str, answer: Callable[[Any], Any]) -> UnaryHandler:
-    """A method whose answer is at hand."""
+def _simple(name: str, answer: Callable[[Any, Sees], Any]) -> UnaryHandler:
+    """A method whose answer is at hand. One whose request names a model wants a right on it."""
     request_type, response_type = message(f"inference.{name}Request"), message(f"inference.{name}Response")
 
     def handle(call: GrpcCall, data: bytes) -> None:
@@ -186,8 +222,11 @@ def _simple(name: str, answer: Callable[[Any], Any]) -> UnaryHandler:
         except DecodeError:
             fail(call, InvalidInput(f"not a {name}Request message"))
             return
+        caller, model = call.caller, getattr(came, "name", "")
         try:
-            reply = response_type(**msgspec.to_builtins(answer(came)))
+            if caller is not None and model:
+                caller.check(SEE, model)
+            reply = response_type(**msgspec.to_builtins(answer(came, _everything if caller is None else caller.sees)))
         except OctoserveError as error:
             fail(call, error)
         else:
@@ -204,10 +243,15 @@ def _model_ready(service: Service, model: str, version: str) -> bool:
         return False
 
 
-def _index(service: Service, only_ready: bool) -> list[dict[str, str]]:
+def _everything(model: str) -> bool:
+    return True
+
+
+def _index(service: Service, only_ready: bool, sees: Sees) -> list[dict[str, str]]:
     return [
         {"name": e.model, "version": str(e.version), "state": e.state, "reason": e.reason}
         for e in service.index(only_ready)
+        if sees(e.model)
     ]
 
 
@@ -232,6 +276,11 @@ class StreamedInfer(Call):
     def header(self, name: str) -> str | None:
         """See `Call.header`: the metadata that the stream was opened with."""
         return self.stream.call.metadata.get(name)
+
+    def caller(self) -> str:
+        """See `Call.caller`."""
+        caller = self.stream.call.caller
+        return "" if caller is None else caller.name
 
     def parameter(self, name: str) -> object:
         """See `Call.parameter`."""
@@ -299,11 +348,12 @@ class InferStream:
         if self._ending:
             return  # the status says that the server leaves; what has no answer may be asked of another
         door = self._door
+        request = Request("", "", "", raw=True)
         try:
             request = decode_request(data)
+            door.check(self.call, request)
         except OctoserveError as error:
             door.dataplane.refused("", "grpc", error)
-            request = Request("", "", "", raw=True)
             refused = StreamedInfer(self, request, "", NEVER)
             self._pending.append(refused)
             refused.error = error

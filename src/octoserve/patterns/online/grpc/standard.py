@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from octoserve.codecs.protos import file_of_symbol, files, message, services
+from octoserve.patterns.online.grpc.call_guard import CallGuard
 from octoserve.patterns.online.grpc.door import SERVICE
 from octoserve.patterns.online.grpc.transport import GrpcCall, StreamHandler, UnaryHandler
 from octoserve.patterns.online.service import Service
@@ -23,8 +24,10 @@ _HealthResponse: Any = message("grpc.health.v1.HealthCheckResponse")
 class Health:
     """Health of the whole server ("" and the inference service's name) and of each model by its name."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, guard: CallGuard | None = None) -> None:
+        """guard: asks who wants to know of a model; None where nobody has to say so"""
         self._service = service
+        self._guard = guard
 
     def unary(self) -> dict[str, UnaryHandler]:
         """Path -> handler."""
@@ -49,12 +52,19 @@ class Health:
             return None
         return int(_HealthResponse.SERVING if ready else _HealthResponse.NOT_SERVING)
 
+    def lets_in(self, call: GrpcCall, name: str) -> bool:
+        """Whether the caller may know: of the server everybody, of a model who has a right on it."""
+        return self._guard is None or name in ("", SERVICE) or self._guard.lets_in(call, model=name)
+
     def _check(self, call: GrpcCall, data: bytes) -> None:
         try:
-            status = self.status(_HealthRequest.FromString(data).service)
+            name = _HealthRequest.FromString(data).service
         except DecodeError:
             call.finish(_INVALID, "not a HealthCheckRequest message")
             return
+        if not self.lets_in(call, name):
+            return
+        status = self.status(name)
         if status is None:
             call.finish(_NOT_FOUND, "unknown service")
         else:
@@ -84,7 +94,8 @@ class _Watch:
         except DecodeError:
             self._call.finish(_INVALID, "not a HealthCheckRequest message")
             return
-        self._look()
+        if self._health.lets_in(self._call, self._name):
+            self._look()
 
     def _look(self) -> None:
         status = self._health.status(self._name or "")
@@ -111,12 +122,13 @@ class _Watch:
             self._timer.cancel()
 
 
-def reflection() -> dict[str, StreamHandler]:
-    """Path -> handler of both versions of server reflection."""
-    return {
+def reflection(guard: CallGuard | None = None) -> dict[str, StreamHandler]:
+    """Path -> handler of both versions of server reflection; with a guard, for callers who are known."""
+    handlers: dict[str, StreamHandler] = {
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": _reflect(version)
         for version in ("v1", "v1alpha")
     }
+    return handlers if guard is None else {path: guard.stream(handler) for path, handler in handlers.items()}
 
 
 def _reflect(version: str) -> Callable[[GrpcCall], None]:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Final, cast
 
+from octoserve.security.caller import Caller
+
 from . import http2_frames as h2
 from .http2 import Http2Connection
 from .http2_headers import Field, declared_length, literal_field
@@ -114,6 +116,8 @@ class GrpcCall(Stream):
     connection: GrpcConnection
     deadline: float | None = None
     """When the client gives up, in seconds of the server's clock; None where it did not say."""
+    caller: Caller | None = None
+    """Set by a guard: who calls; None where nobody has to say so."""
     on_cancel: Callable[[], None] | None = None
     """Set by a handler: the client has gone, or the stream has failed. Not called after the answer."""
     on_closed: Callable[[], None] | None = None

@@ -19,9 +19,10 @@ from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, In
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Handler, Head
 from octoserve.patterns.online.http.infer_head import InferHead
-from octoserve.patterns.online.http.routes import CACHE_HEADER, Route
+from octoserve.patterns.online.http.routes import CACHE_HEADER, Route, allow, seen_by
 from octoserve.patterns.online.service import Service
 from octoserve.patterns.online.traced import handled
+from octoserve.security.caller import INFER, SEE
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ class BodyCall(Call):
         """See `Call.header`."""
         return self.infer.headers.get(name)
 
+    def caller(self) -> str:
+        """See `Call.caller`."""
+        return self.infer.caller
+
     def answered(self) -> None:
         """Write the response."""
         connection, infer = self.connection, self.infer
@@ -111,6 +116,14 @@ class BodyCall(Call):
             connection.respond(200, body, headers)
 
 
+def _default_of(service: Service, head: Head) -> str:
+    """Raises NotFound, Forbidden."""
+    model = service.default_model(seen_by(head))
+    if head.caller is not None:
+        head.caller.check(INFER, model)
+    return model
+
+
 class BodyDoor:
     """Predictions in any dialect, of one worker."""
 
@@ -124,6 +137,7 @@ class BodyDoor:
 
     def route(self, head: Head, model: str, version: str, dialect: Dialect) -> Route:
         """The route of a prediction."""
+        allow(head, INFER if model else SEE, model)
         infer = BodyHead(model, version, head, dialect)
         infer.plain = self._infer
         return self._compressed if infer.encoding else self._infer, infer
@@ -132,7 +146,7 @@ class BodyDoor:
         infer: BodyHead = head.binding
         model = infer.model
         try:
-            model = model or self.service.default_model()
+            model = model or _default_of(self.service, head)
             reader = self._reader(model, infer.version)
             inputs, form = infer.dialect.decode(body, reader)
             call = BodyCall(connection, infer, model, inputs, form)

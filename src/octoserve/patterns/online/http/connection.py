@@ -93,6 +93,10 @@ class Http1Server:
         if len(connections) > SWEEP_SLICE:
             asyncio.get_running_loop().call_soon(self._check_times, connections[SWEEP_SLICE:])
 
+    def forget_heads(self) -> None:
+        """What was worked out for a head may hold no more: each is routed anew."""
+        self.heads.clear()
+
     def drain(self) -> None:
         """Every connection closes behind its next answer."""
         self.draining = True

@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 from urllib.parse import unquote
 
 import msgspec
 
 from octoserve.codecs.open_inference_json import Request, decode_request, encode_response, raw_request
-from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError
+from octoserve.core.errors import Forbidden, Internal, InvalidInput, NotFound, OctoserveError
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.families import Families
 from octoserve.patterns.online.http.head import Handler, Head
 from octoserve.patterns.online.http.infer_head import InferHead
-from octoserve.patterns.online.http.routes import CACHE_HEADER, Answer, Route, get, method, respond_to
+from octoserve.patterns.online.http.routes import (
+    CACHE_HEADER,
+    Answer,
+    Route,
+    allow,
+    get,
+    method,
+    open_to_all,
+    respond_to,
+    seen_by,
+)
 from octoserve.patterns.online.service import ServerMetadata, Service
 from octoserve.patterns.online.settings import DOORS, Limits
 from octoserve.patterns.online.traced import handled
+from octoserve.security.access import Access
+from octoserve.security.caller import INFER, MANAGE, SEE
 from octoserve.telemetry.metrics import Metric
 
 log = logging.getLogger(__name__)
@@ -51,6 +63,10 @@ class HttpCall(Call):
     def header(self, name: str) -> str | None:
         """See `Call.header`."""
         return self.infer.headers.get(name)
+
+    def caller(self) -> str:
+        """See `Call.caller`."""
+        return self.infer.caller
 
     def parameter(self, name: str) -> object:
         """See `Call.parameter`."""
@@ -107,8 +123,10 @@ class HttpDoor:
         cuts: Metric,
         asynchronous: Routes | None = None,
         doors: Collection[str] = DOORS,
+        access: Access | None = None,
     ) -> None:
-        """doors: beside V2; see `ServeSettings.doors`"""
+        """doors: beside V2; see `ServeSettings.doors`. access: who may ask; None for all"""
+        self._access = access
         self._service = service
         self._dataplane = service.dataplane
         self._cuts = cuts
@@ -124,7 +142,10 @@ class HttpDoor:
     def route(self, head: Head) -> None:
         """See `connection.Application.route`."""
         try:
+            head.access = self._access
             head.handler, head.binding = self._find(head)
+            if self._access is not None and not head.allowed:
+                raise Forbidden(f"{head.path} has not said who may ask for it, so nobody may")
         except OctoserveError as error:
             head.handler, head.binding = self._refuse, error
 
@@ -144,17 +165,25 @@ class HttpDoor:
             return self._families.find(head, parts)
         match parts[1:]:
             case []:
+                allow(head)
                 return get(head, lambda _: _encode(ServerMetadata()))
             case ["health", "live"]:
+                open_to_all(head)
                 return get(head, lambda _: b'{"live":true}')
             case ["health", "ready"]:
+                open_to_all(head)
                 return method(head, "GET"), self._ready
             case ["repository", "index"]:
-                return method(head, "POST", "GET"), self._index
+                allow(head)
+                sees = seen_by(head)
+                return method(head, "POST", "GET"), lambda c, body: self._index(c, body, sees)
             case ["repository", "models", model, ("load" | "unload") as action]:
-                return method(head, "POST"), self._operation(action, model)
+                allow(head, MANAGE, model)
+                return method(head, "POST"), self._operation(action, model, head.caller.name if head.caller else "")
             case ["models", "stats"]:
-                return get(head, lambda _: self._statistics("", ""))
+                allow(head)
+                sees = seen_by(head)
+                return get(head, lambda _: self._statistics("", "", sees))
             case ["models", model, *rest]:
                 return self._model(head, model, rest)
         raise NotFound(f"no such path: {head.path}")
@@ -163,6 +192,7 @@ class HttpDoor:
         version = ""
         if len(rest) >= 2 and rest[0] == "versions":
             version, rest = rest[1], rest[2:]
+        allow(head, INFER if rest[:1] in (["infer"], ["infer-async"]) else SEE, model)
         match rest:
             case ["infer"]:
                 if head.method != "POST":
@@ -236,24 +266,28 @@ class HttpDoor:
         ready = self._service.model_ready(model, version)
         connection.respond(200 if ready else 503, _encode({"name": model, "ready": ready}))
 
-    def _statistics(self, model: str, version: str) -> bytes:
-        return _encode({"model_stats": self._service.statistics(model, version)})
+    def _statistics(self, model: str, version: str, sees: Callable[[str], bool] = lambda model: True) -> bytes:
+        return _encode({"model_stats": [s for s in self._service.statistics(model, version) if sees(s.name)]})
 
-    def _index(self, connection: Connection, body: bytes) -> None:
+    def _index(self, connection: Connection, body: bytes, sees: Callable[[str], bool]) -> None:
         asked = _json_object(body)
         entries = self._service.index(asked.get("ready") is True)
         connection.respond_json(
             _encode(
-                [{"name": e.model, "version": str(e.version), "state": e.state, "reason": e.reason} for e in entries]
+                [
+                    {"name": e.model, "version": str(e.version), "state": e.state, "reason": e.reason}
+                    for e in entries
+                    if sees(e.model)
+                ]
             )
         )
 
-    def _operation(self, action: str, model: str) -> Answer:
+    def _operation(self, action: str, model: str, who: str) -> Answer:
         def handle(connection: Connection, body: bytes) -> None:
             parameters = _json_object(body).get("parameters")
             if parameters is not None and not isinstance(parameters, dict):
                 raise InvalidInput("parameters must be an object")
-            self._later(connection, self._service.operate(action, model, parameters))
+            self._later(connection, self._service.operate(action, model, parameters, who))
 
         return handle
 

@@ -14,6 +14,8 @@ import httptools
 
 if TYPE_CHECKING:
     from octoserve.patterns.online.http.connection import Connection
+    from octoserve.security.access import Access
+    from octoserve.security.caller import Caller
 
 MAX_HEAD = 64 << 10
 MAX_HEADERS = 100
@@ -34,7 +36,10 @@ class Head:
     """A parsed request head. Immutable once routed, since it is shared by all requests that repeat it."""
 
     __slots__ = (
+        "access",
+        "allowed",
         "binding",
+        "caller",
         "chunked",
         "content_length",
         "expects_continue",
@@ -60,6 +65,12 @@ class Head:
         self.expects_continue = False
         self.once = False
         """Whether its like is not expected again, so that it is not kept: its path or a header names one request."""
+        self.access: Access | None = None
+        """Who may ask; None where nobody has to say who they are."""
+        self.caller: Caller | None = None
+        """Who asks; None where `access` is, and before `routes.allow`."""
+        self.allowed = False
+        """Whether its route has asked if it may be taken: see `routes.allow`."""
         self.handler: Handler
         self.binding: Any = None
         """What the application worked out from this head, once, when it was routed."""

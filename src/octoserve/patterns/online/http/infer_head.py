@@ -12,7 +12,7 @@ from octoserve.patterns.online.http.head import Handler, Head
 class InferHead:
     """What an inference request's head says: worked out once for all requests that repeat it."""
 
-    __slots__ = ("accept", "encoding", "header_length", "headers", "model", "plain", "timeout", "version")
+    __slots__ = ("accept", "caller", "encoding", "header_length", "headers", "model", "plain", "timeout", "version")
 
     def __init__(self, model: str, version: str, head: Head) -> None:
         self.plain: Handler
@@ -21,6 +21,7 @@ class InferHead:
         self.version = version
         self.headers = head.headers
         head.once = head.once or PARENT in head.headers  # it names one request
+        self.caller = head.caller.name if head.caller is not None else ""
         self.timeout = _timeout(head.headers.get("x-request-timeout"))
         self.header_length = _length(head.headers.get("inference-header-content-length"))
         encoding = head.headers.get("content-encoding", "identity").lower()

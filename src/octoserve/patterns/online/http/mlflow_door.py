@@ -14,14 +14,15 @@ from octoserve import __version__
 from octoserve.codecs import mlflow as codec
 from octoserve.codecs.value_reader import ValueReader
 from octoserve.core import errors
-from octoserve.core.errors import NotFound, OctoserveError, Overloaded
+from octoserve.core.errors import NotFound, OctoserveError
 from octoserve.core.results import Result
 from octoserve.core.tensors import Tensor
-from octoserve.patterns.online.errors import status_of
+from octoserve.patterns.online.errors import headers_of, status_of
 from octoserve.patterns.online.http.body_door import JSON, BodyDoor
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Head
-from octoserve.patterns.online.http.routes import Route, method
+from octoserve.patterns.online.http.routes import Route, allow, method, open_to_all
+from octoserve.security.caller import INFER, SEE
 
 _LINES = (codec.LINES, "application/x-jsonlines", "application/jsonl")
 _SAGEMAKER_TOGETHER = 100
@@ -30,6 +31,8 @@ _encode = msgspec.json.encode
 
 _CODES: tuple[tuple[type[OctoserveError], str], ...] = (
     (errors.InvalidInput, "BAD_REQUEST"),
+    (errors.Unauthenticated, "UNAUTHENTICATED"),
+    (errors.Forbidden, "PERMISSION_DENIED"),
     (errors.NotFound, "RESOURCE_DOES_NOT_EXIST"),
     (errors.Unsupported, "NOT_IMPLEMENTED"),
     (errors.Unavailable, "TEMPORARILY_UNAVAILABLE"),
@@ -51,7 +54,8 @@ def refuse(connection: Connection, error: OctoserveError) -> None:
     status = status_of(error)
     if isinstance(error, UnsupportedMedia):
         code, status = "BAD_REQUEST", 415
-    headers = JSON + (f"\r\nretry-after: {error.retry_after}" if isinstance(error, Overloaded) else "")
+    more = headers_of(error)
+    headers = f"{JSON}\r\n{more}" if more else JSON
     connection.respond(status, _encode({"error_code": code, "message": str(error)}), headers)
 
 
@@ -97,12 +101,15 @@ class MlflowDoor:
         """See `Family`."""
         match parts:
             case ["ping" | "health"]:
+                open_to_all(head)
                 return method(head, "GET"), self._ping
             case ["version"]:
+                allow(head)
                 return method(head, "GET"), lambda c, _: c.respond(
                     200, __version__.encode(), "content-type: text/plain"
                 )
             case ["execution-parameters"]:
+                allow(head)
                 return method(head, "GET"), self._parameters
             case ["invocations"]:
                 return self._invocations(head, "")
@@ -111,12 +118,17 @@ class MlflowDoor:
         raise NotFound(f"no such path: {head.path}")
 
     def _invocations(self, head: Head, model: str) -> Route:
-        if head.method != "POST":
-            return method(head, "POST"), None
         try:
+            allow(head, INFER if model else SEE, model)
+            if head.method != "POST":
+                return method(head, "POST"), None
             return self._bodies.route(head, model, "", formats(head.headers))
         except OctoserveError as error:
-            return _refused, error
+            return self._refused, error
+
+    def _refused(self, connection: Connection, head: Head, _: bytes) -> None:
+        self._service.dataplane.refused("", "mlflow", head.binding)
+        refuse(connection, head.binding)
 
     def _ping(self, connection: Connection, _: bytes) -> None:
         connection.respond(200 if self._service.ready() else 503, b"\n", "content-type: text/plain")
@@ -129,10 +141,6 @@ class MlflowDoor:
         connection.respond_json(
             _encode({"MaxConcurrentTransforms": together, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": payload})
         )
-
-
-def _refused(connection: Connection, head: Head, _: bytes) -> None:
-    refuse(connection, head.binding)
 
 
 def formats(headers: dict[str, str]) -> Invocations:

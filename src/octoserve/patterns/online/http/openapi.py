@@ -43,6 +43,16 @@ def document(doors: Collection[str], models: Sequence[str], signature_of: Callab
     }
 
 
+def with_keys(made: Document) -> Document:
+    """The same, of a service that wants to know who asks."""
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    components = {**made["components"], "securitySchemes": schemes}
+    return {**made, "components": components, "security": [{name: []} for name in schemes]}
+
+
 _ABOUT = (
     "One data plane behind several protocols: the same rows give the same numbers by each of them. The header "
     "X-Request-Timeout says for how many seconds an answer is worth waiting."

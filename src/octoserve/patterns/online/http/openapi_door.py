@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib.resources import files
 
 import msgspec
@@ -11,8 +11,8 @@ from octoserve.core.errors import NotFound
 from octoserve.core.signature import Signature
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Head
-from octoserve.patterns.online.http.openapi import document
-from octoserve.patterns.online.http.routes import Route, get, method
+from octoserve.patterns.online.http.openapi import document, with_keys
+from octoserve.patterns.online.http.routes import Route, allow, get, method, open_to_all, seen_by
 from octoserve.patterns.online.service import Service
 
 _PAGE_HEADERS = (
@@ -34,13 +34,19 @@ class OpenApiDoor:
         """See `Family`."""
         match parts:
             case ["openapi.json"]:
-                return get(head, lambda _: self._document())
+                allow(head)
+                sees = seen_by(head)
+                keys = head.access is not None
+                return get(head, lambda _: self._document(sees, keys))
             case ["docs"]:
+                open_to_all(head)  # the page holds nothing; what it shows, it asks for
                 return method(head, "GET"), self._page
         raise NotFound(f"no such path: {head.path}")
 
-    def _document(self) -> bytes:
-        return msgspec.json.encode(document(self._doors, self._service.models(), self._signature))
+    def _document(self, sees: Callable[[str], bool], keys: bool) -> bytes:
+        models = [model for model in self._service.models() if sees(model)]
+        made = document(self._doors, models, self._signature)
+        return msgspec.json.encode(with_keys(made) if keys else made)
 
     def _signature(self, model: str) -> Signature:
         return self._service.dataplane.bind(model).handle.signature

@@ -10,7 +10,8 @@ from octoserve.core.tensors import Tensor
 from octoserve.patterns.online.http.body_door import JSON, BodyDoor
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Head
-from octoserve.patterns.online.http.routes import Route, method, respond_to
+from octoserve.patterns.online.http.routes import Route, allow, method, respond_to
+from octoserve.security.caller import INFER, SEE
 
 
 class Rows:
@@ -49,6 +50,7 @@ class PredictDoor:
                 pass
             case _:
                 raise NotFound(f"no such path: {head.path}")
+        allow(head, INFER if model else SEE, model)
         if head.method != "POST":
             return method(head, "POST"), None
         return self._bodies.route(head, model, version, self._rows)

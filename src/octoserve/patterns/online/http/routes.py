@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from octoserve.core.errors import OctoserveError, Overloaded
-from octoserve.patterns.online.errors import status_of
+from octoserve.core.errors import OctoserveError
+from octoserve.patterns.online.errors import headers_of, status_of
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Handler, Head
+from octoserve.security.caller import NEVER, SEE
 
 Answer = Callable[[Connection, bytes], None]
 Route = tuple[Handler, Any]
@@ -26,8 +27,33 @@ class Family(Protocol):
 
 def respond_to(connection: Connection, error: OctoserveError) -> None:
     """Answer an error; shed load says when to come back."""
-    retry = f"retry-after: {error.retry_after}" if isinstance(error, Overloaded) else ""
-    connection.respond_error(status_of(error), str(error), retry)
+    connection.respond_error(status_of(error), str(error), headers_of(error))
+
+
+def allow(head: Head, right: str = SEE, model: str = "") -> None:
+    """Every route says by this, before all else, what it wants: a right on a model, or just somebody who is known.
+
+    Raises Unauthenticated, Forbidden, Unavailable.
+    """
+    head.allowed = True
+    if head.access is None:
+        return
+    once, head.once = head.once, True  # a refusal is not kept, nor is what expires
+    head.caller = caller = head.access.caller(head.headers)
+    if model or right:
+        caller.check(right, model)
+    if caller.until == NEVER:
+        head.once = once
+
+
+def open_to_all(head: Head) -> None:
+    """What a route of health says in place of `allow`."""
+    head.allowed = True
+
+
+def seen_by(head: Head) -> Callable[[str], bool]:
+    """Whether a model is shown to who asks."""
+    return head.caller.sees if head.caller is not None else lambda model: True
 
 
 def method(head: Head, *allowed: str) -> Handler:

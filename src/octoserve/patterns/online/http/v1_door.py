@@ -23,7 +23,8 @@ from octoserve.core.tensors import Tensor
 from octoserve.patterns.online.http.body_door import JSON, BodyDoor
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Head
-from octoserve.patterns.online.http.routes import Route, get, method, respond_to
+from octoserve.patterns.online.http.routes import Route, allow, get, method, open_to_all, respond_to, seen_by
+from octoserve.security.caller import INFER, SEE
 
 _VERB = re.compile(r"(.+):(predict|classify|regress|explain)$", re.DOTALL)
 _encode = msgspec.json.encode
@@ -95,22 +96,28 @@ class V1Door:
         """See `Family`."""
         match parts[1:]:
             case [] if parts == [""]:
+                open_to_all(head)
                 return get(head, lambda _: b'{"status":"alive"}')
             case ["models"]:
-                return get(head, lambda _: _encode({"models": self._service.models()}))
+                allow(head)
+                sees = seen_by(head)
+                return get(head, lambda _: _encode({"models": [m for m in self._service.models() if sees(m)]}))
             case ["models", *rest] if rest:
                 verb = _VERB.fullmatch(rest[-1])
                 if verb is not None:
                     return self._act(head, [*rest[:-1], verb[1]], verb[2])
                 if len(rest) > 1 and rest[-1] == "metadata":
                     model, version = _named(rest[:-1], head)
+                    allow(head, SEE, model)
                     return get(head, lambda _: self._metadata(model, version))
                 model, version = _named(rest, head)
+                allow(head, SEE, model)
                 return method(head, "GET"), lambda connection, _: self._status(connection, model, version)
         raise NotFound(f"no such path: {head.path}")
 
     def _act(self, head: Head, rest: list[str], verb: str) -> Route:
         model, version = _named(rest, head)
+        allow(head, INFER, model)
         if head.method != "POST":
             return method(head, "POST"), None
         if verb == "explain":

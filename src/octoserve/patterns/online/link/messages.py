@@ -99,6 +99,12 @@ class Operation(msgspec.Struct, frozen=True, tag="operation"):
     id: int
     action: str  # "load" | "unload"
     model: str
+    who: str = ""
+    """The caller's name, "" where the door does not know it."""
+
+
+class Missed(msgspec.Struct, frozen=True, tag="missed"):
+    """A token named a key that the identity provider's keys, as they lie here, lack: look again."""
 
 
 class Collected(msgspec.Struct, frozen=True, tag="collected"):
@@ -121,4 +127,4 @@ class Observed(msgspec.Struct, frozen=True, tag="observed"):
     seen: tuple[Seen, ...]
 
 
-ToSupervisor = Hello | Applied | Report | Operation | Collected | Observed
+ToSupervisor = Hello | Applied | Report | Operation | Missed | Collected | Observed

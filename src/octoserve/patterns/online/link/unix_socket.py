@@ -78,6 +78,11 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
+def inside_path(beginning: str, index: int) -> Path:
+    """The socket by which the service asks one of its workers for predictions."""
+    return Path(f"{beginning}.{index}.sock")
+
+
 async def connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to the supervisor. Raises OSError while there is none."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -89,6 +94,19 @@ async def connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
     except BaseException:
         connection.close()
         raise
+
+
+def dial(path: Path, timeout: float) -> socket.socket:
+    """The same, blocking. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        with _short(path) as name:
+            connection.connect(name)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def peer_of(connection: Any) -> tuple[int, int] | None:

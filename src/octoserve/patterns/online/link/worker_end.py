@@ -25,6 +25,7 @@ from octoserve.patterns.online.link.messages import (
     Desired,
     Drain,
     Hello,
+    Missed,
     Observe,
     Observed,
     Operation,
@@ -118,7 +119,11 @@ class ControlLink:
         """Tell what was seen of each split."""
         self._send(Observed(id, tuple(self._on_observe())))
 
-    async def operate(self, action: str, model: str) -> None:
+    def missed(self) -> None:
+        """A token named a key that the identity provider's keys lack."""
+        self._send(Missed())
+
+    async def operate(self, action: str, model: str, who: str = "") -> None:
         """`load` or `unload` a model on every worker; returns when it is done.
 
         Raises Unavailable when no supervisor is there or it does not answer, else what it answers.
@@ -129,7 +134,7 @@ class ControlLink:
         number = self._operations
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[number] = done
-        self._send(Operation(number, action, model))
+        self._send(Operation(number, action, model, who))
         try:
             async with asyncio.timeout(OPERATION_TIMEOUT):
                 await done

@@ -9,8 +9,8 @@
     /api/rollouts/... /api/live             see docs/rollout-api.md
     GET  /console                           a page for people
 
-Errors are `{"error": "..."}`. With a token set, everything but /livez, /readyz and (by default) /metrics
-wants `Authorization: Bearer <token>`. Without one, changes are refused to web pages.
+Errors are `{"error": "..."}`. With tokens set, everything but /livez, /readyz and (by default) /metrics
+wants `Authorization: Bearer <token>`, of a role that may ask for it. Without any, changes are refused to web pages.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from starlette.types import ASGIApp
 
 from octoserve.core import errors
 from octoserve.patterns.online.supervisor import admin_rollouts
-from octoserve.patterns.online.supervisor.admin_guards import OriginGuard, TokenGuard, refusal
+from octoserve.patterns.online.supervisor.admin_guards import OriginGuard, RoleGuard, caller_of, refusal
 from octoserve.patterns.online.supervisor.admin_server import serve_application
 from octoserve.patterns.online.supervisor.admin_views import generation_view, models_view, plan_of, workers_view
 from octoserve.patterns.online.supervisor.console import routes as console
 from octoserve.patterns.online.supervisor.live_figures import LiveFigures
+from octoserve.patterns.online.supervisor.rollout_entries import PERSON
+from octoserve.security.caller import ADMIN
 
 if TYPE_CHECKING:
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
@@ -57,6 +59,8 @@ _BODY_TIMEOUT = 10.0
 def application(supervisor: Supervisor) -> ASGIApp:
     """The API over a running supervisor."""
     room, fleet, settings = supervisor.room, supervisor.fleet, supervisor.settings
+    guard = supervisor.security.guard
+    access = guard.access
 
     async def livez(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -87,21 +91,30 @@ def application(supervisor: Supervisor) -> ASGIApp:
     async def slo(_: Request) -> Response:
         return JSONResponse(await supervisor.slo.view())
 
+    async def note(request: Request, event: str, reason: str = "") -> str:
+        """The model, once its audit log has the change."""
+        model: str = request.path_params["model"]
+        await supervisor.rollouts.noted(model, who(request), event, reason)
+        return model
+
     async def load(request: Request) -> Response:
-        await room.load(request.path_params["model"])
-        return JSONResponse(models_view(room)[request.path_params["model"]])
+        model = await note(request, "load")
+        await room.load(model)
+        return JSONResponse(models_view(room)[model])
 
     async def unload(request: Request) -> Response:
-        await room.unload(request.path_params["model"])
-        return JSONResponse(models_view(room)[request.path_params["model"]])
+        model = await note(request, "unload")
+        await room.unload(model)
+        return JSONResponse(models_view(room)[model])
 
     async def label(request: Request) -> Response:
-        model, name = request.path_params["model"], request.path_params["label"]
-        await room.set_label(model, name, await _version(request))
+        name, version = request.path_params["label"], await _version(request)
+        model = await note(request, "label", f"{name} is version {version}")
+        await room.set_label(model, name, version)
         return JSONResponse(models_view(room)[model])
 
     async def unlabel(request: Request) -> Response:
-        model = request.path_params["model"]
+        model = await note(request, "unlabel", request.path_params["label"])
         await room.remove_label(model, request.path_params["label"])
         return JSONResponse(models_view(room)[model])
 
@@ -119,15 +132,27 @@ def application(supervisor: Supervisor) -> ASGIApp:
             Route("/api/models/{model}/unload", unload, methods=["POST"]),
             Route("/api/models/{model}/labels/{label}", label, methods=["PUT"]),
             Route("/api/models/{model}/labels/{label}", unlabel, methods=["DELETE"]),
-            *admin_rollouts.routes(supervisor, _body),
-            *console.routes(admin_rollouts.Source(supervisor), bool(settings.admin_token)),
+            *admin_rollouts.routes(supervisor, _body, who),
+            *console.routes(admin_rollouts.Source(supervisor), access is not None, role),
         ],
         exception_handlers={errors.OctoserveError: _refuse, HTTPException: _refuse_http, Exception: _fail},
     )
-    if settings.admin_token:
+    if access is not None:
         paths = {"/livez", "/readyz", *console.OPEN_PATHS} | (set() if settings.protect_metrics else {"/metrics"})
-        return TokenGuard(app, settings.admin_token, frozenset(paths))
-    return OriginGuard(app, supervisor.admin_port)
+        return RoleGuard(app, access, frozenset(paths))
+    return OriginGuard(app, supervisor.admin_port, "http" if guard.certificates is None else "https")
+
+
+def who(request: Request) -> str:
+    """In the audit log."""
+    caller = caller_of(request.scope)
+    return PERSON if caller is None else caller.name
+
+
+def role(request: Request) -> str:
+    """What decides which commands the console offers."""
+    caller = caller_of(request.scope)
+    return ADMIN if caller is None else caller.role
 
 
 async def _body(request: Request, most: int = _MAX_BODY) -> bytes:
@@ -180,4 +205,10 @@ __all__ = ["LiveFigures", "application", "serve_admin"]
 
 async def serve_admin(supervisor: Supervisor, listener: socket.socket) -> None:
     """Serve until cancelled."""
-    await serve_application(application(supervisor), listener)
+    certificates = supervisor.security.guard.certificates
+    tls = None
+    if certificates is not None:
+        from octoserve.security.certificates import HTTP1
+
+        tls = certificates.context(HTTP1, clients=False)  # who probes has no certificate, and here tokens say who asks
+    await serve_application(application(supervisor), listener, tls)

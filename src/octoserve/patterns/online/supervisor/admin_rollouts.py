@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -20,7 +20,6 @@ from octoserve.patterns.online.supervisor.rollout_views import status, statuses,
 if TYPE_CHECKING:
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
 
-WHO = "admin API"
 MAX_HISTORY = 1000
 AUDIT_PAGE, MAX_AUDIT_PAGE = 500, 1000
 """Entries of one answer, of some KB each: unless it is said, and at most."""
@@ -85,8 +84,8 @@ class Source:
         return self._supervisor.live_figures.view()
 
 
-def routes(supervisor: Supervisor, read_body: ReadBody) -> list[Route]:
-    """Everything under /api/rollouts, and /api/live."""
+def routes(supervisor: Supervisor, read_body: ReadBody, who: Callable[[Request], str]) -> list[Route]:
+    """Everything under /api/rollouts, and /api/live. who: asks, for the audit log"""
     rollouts, source = supervisor.rollouts, Source(supervisor)
 
     def shown(endpoint: str) -> dict[str, Any]:
@@ -106,7 +105,9 @@ def routes(supervisor: Supervisor, read_body: ReadBody) -> list[Route]:
         endpoint = request.path_params["endpoint"]
         shown(endpoint)
         body = _decode(await read_body(request), Start, '{"candidate": 2, "strategy": "canary"}')
-        made = rollouts.make(endpoint, body.candidate, body.strategy, body.stable, body.reason[:MAX_REASON])
+        made = rollouts.make(
+            endpoint, body.candidate, body.strategy, body.stable, body.reason[:MAX_REASON], who(request)
+        )
         await rollouts.begin(made)
         return _json(shown(endpoint), 201)
 
@@ -116,7 +117,7 @@ def routes(supervisor: Supervisor, read_body: ReadBody) -> list[Route]:
         if name not in [str(command) for command in Command]:
             raise NotFound(f"no command {name!r}; there are: {', '.join(Command)}")
         body = _decode(await read_body(request) or b"{}", Order, '{"reason": "..."}')
-        await rollouts.ask(endpoint, Command(name), WHO, body.reason[:MAX_REASON], body.id)
+        await rollouts.ask(endpoint, Command(name), who(request), body.reason[:MAX_REASON], body.id)
         return _json(shown(endpoint), 202)
 
     async def follow(request: Request) -> Response:

@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
+from asyncio import constants
 from typing import Any
 
 import uvicorn
@@ -76,7 +78,7 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-async def serve_application(app: ASGIApp, listener: socket.socket) -> None:
+async def serve_application(app: ASGIApp, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
     """Serve until cancelled."""
     config = uvicorn.Config(
         app,
@@ -92,4 +94,8 @@ async def serve_application(app: ASGIApp, listener: socket.socket) -> None:
         ws="none",
         loop="none",
     )
+    config.load()
+    config.ssl = tls
+    if tls is not None:  # uvicorn hands no time-out on: half a handshake is not to hold a descriptor for a minute
+        setattr(constants, "SSL_HANDSHAKE_TIMEOUT", HEAD_TIMEOUT)  # noqa: B010 - typed as final
     await _Server(config).serve(sockets=[listener])

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import msgspec
@@ -26,6 +27,7 @@ from octoserve.core.comparison import Comparison
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput
 from octoserve.core.tensors import Tensor
+from octoserve.patterns.online.link.unix_socket import dial
 from octoserve.repository.layout import VersionOnDisk
 
 GOLDEN = "golden.json"
@@ -39,11 +41,15 @@ Recorded = Callable[[str, int], Sequence[Sequence[Tensor]]]
 """The inputs of an endpoint's last n recorded requests; blocking."""
 
 
-class Previewer:
-    """Tries a candidate. host, port: of the service's HTTP door."""
+Door: TypeAlias = tuple[str, int] | list[Path]
+"""Host and port of the service's HTTP door; or, where that wants to know who asks, the workers' sockets inside."""
 
-    def __init__(self, host: str, port: int, recorded: Recorded, pause: Callable[[float], None] = time.sleep) -> None:
-        self._host, self._port, self._recorded, self._pause = host, port, recorded, pause
+
+class Previewer:
+    """Tries a candidate."""
+
+    def __init__(self, door: Door, recorded: Recorded, pause: Callable[[float], None] = time.sleep) -> None:
+        self._door, self._recorded, self._pause = door, recorded, pause
 
     async def __call__(self, rollout: Rollout, disk: VersionOnDisk) -> Preview:
         """How it did. What goes wrong is a reason, not an exception."""
@@ -109,12 +115,31 @@ class Previewer:
         raise AssertionError("the last answer was looked at")
 
     def _send(self, rollout: Rollout, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT)
+        connection = self._connection()
         with contextlib.closing(connection):
             path = f"/v2/models/{quote(rollout.endpoint, safe='')}/versions/{rollout.candidate}/infer"
             connection.request("POST", path, body, {"content-type": "application/json", **headers})
             came = connection.getresponse()
             return came.status, came.read()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if isinstance(self._door, tuple):
+            return http.client.HTTPConnection(*self._door, timeout=TIMEOUT)
+        there = [path for path in self._door if path.exists()]
+        if not there:
+            raise ConnectionError("no worker listens")
+        return _Inside(random.choice(there))
+
+
+class _Inside(http.client.HTTPConnection):
+    """Over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = dial(self._path, TIMEOUT)
 
 
 class _Fails(Exception):

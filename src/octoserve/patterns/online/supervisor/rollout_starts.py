@@ -55,7 +55,13 @@ class Starts:
     # What anybody may do.
 
     def make(
-        self, endpoint: str, candidate: int, strategy: str | None = None, stable: int | None = None, reason: str = ""
+        self,
+        endpoint: str,
+        candidate: int,
+        strategy: str | None = None,
+        stable: int | None = None,
+        reason: str = "",
+        by: str = "",
     ) -> Rollout:
         """The first record of a rollout. Raises NotFound, InvalidInput, SettingsError."""
         section = self._sections(endpoint)
@@ -74,7 +80,7 @@ class Starts:
         course = make_course(section if strategy is None else section.model_copy(update={"strategy": name}))
         course = msgspec.structs.replace(course, backend=self._room.fronts.kind_of(endpoint))
         self._room.fronts.refuse_unless_able(endpoint, course)
-        return msgspec.structs.replace(start(endpoint, trusted, candidate, course, id, now), reason=reason)
+        return msgspec.structs.replace(start(endpoint, trusted, candidate, course, id, now), reason=reason, by=by)
 
     def trusted(self, endpoint: str) -> int:
         """The version that is stable now. Raises NotFound where nothing answers yet."""
@@ -153,7 +159,7 @@ class Starts:
                 del state.proposed[name]
                 continue
             rollout = msgspec.structs.replace(rollout, stable=stable if name in state.last else rollout.stable)
-            who = CONTROLLER if rollout.reason == NEW_VERSION else PERSON
+            who = CONTROLLER if rollout.reason == NEW_VERSION else rollout.by or PERSON
             entry = entry_of(rollout, rollout, "started", rollout.reason or "by a person", self._now(), who=who)
             endpoint = state.endpoints.get(name) or Endpoint(name=name, stable=rollout.stable)
             endpoint = msgspec.structs.replace(

@@ -26,12 +26,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from octoserve.control.rollout.audit import AuditEntry
 from octoserve.control.rollout.following import PREFIX
 from octoserve.control.rollout.machine import refusal
 from octoserve.control.rollout.replica_tables import Said, Survey
 from octoserve.control.rollout.store import Fenced, Ledger
 from octoserve.control.rollout.values import Command, Endpoint, Rollout
-from octoserve.core.errors import Unavailable, Unsupported
+from octoserve.core.errors import OctoserveError, Unavailable, Unsupported
 from octoserve.core.evidence import Seen
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.fleet import Fleet
@@ -334,6 +335,20 @@ class Rollouts:
         finally:
             self._state.waiting.discard(number)
         return self.live.get(endpoint) or self.last.get(endpoint) or rollout
+
+    async def noted(self, endpoint: str, who: str, event: str, reason: str = "") -> None:
+        """Write down that somebody changes what is served, before it is done: a load, an unload, a label.
+
+        A store that is away does not keep a bad model loaded: then the log has it alone.
+        """
+        if self._room.scan is None or endpoint not in self._room.scan.models:
+            return  # there is nothing of that name, and nothing will change
+        log.info("%s: %s by %s%s", endpoint, event, who, f": {reason}" if reason else "")
+        entry = AuditEntry(rollout="", endpoint=endpoint, time=self.now(), who=who, event=event, reason=reason)
+        try:
+            await self.ledger.do(lambda store: store.record(entry))
+        except OctoserveError as error:
+            log.error("%s: %s by %s is not in the audit log: %s", endpoint, event, who, error)
 
     async def _until(self, reached: Callable[[], bool], what: str) -> None:
         try:

@@ -2,6 +2,7 @@
 
     serve-<http port>.lock   held by the supervisor as long as it lives
     serve-<http port>.sock   the control socket
+    serve-<http port>.inside.<worker>.sock   by which the service asks a worker for predictions, where security is on
     serve-<http port>.json   ports and workers, for a supervisor that finds them alive
 
 Several services may share a state directory. The record is replaced by rename, after every change.
@@ -53,6 +54,8 @@ class ServiceFiles:
     def __init__(self, state_dir: Path, name: str, lock: int) -> None:
         self.name = name
         self.socket = state_dir / f"{name}.sock"
+        self.inside = state_dir.absolute() / f"{name}.inside"
+        """The beginning of the sockets by which the service asks its workers; one each, where security is on."""
         self._record = state_dir / f"{name}.json"
         self._lock = lock
 
@@ -103,6 +106,8 @@ class ServiceFiles:
         if not workers_left:
             self._record.unlink(missing_ok=True)
             self.socket.unlink(missing_ok=True)
+            for inside in self.inside.parent.glob(f"{self.name}.inside.*.sock"):
+                inside.unlink(missing_ok=True)
         os.close(self._lock)
 
 

@@ -31,8 +31,8 @@ from octoserve.control.store import Store
 from octoserve.core.admission import CacheLimits
 from octoserve.core.errors import OctoserveError, SettingsError, Unavailable
 from octoserve.core.names import is_loopback
-from octoserve.patterns.online.link.messages import Drain, Hello, Operation, OperationReply, ToSupervisor
-from octoserve.patterns.online.link.unix_socket import frame, listen, messages, peer_of
+from octoserve.patterns.online.link.messages import Drain, Hello, Missed, Operation, OperationReply, ToSupervisor
+from octoserve.patterns.online.link.unix_socket import frame, inside_path, listen, messages, peer_of
 from octoserve.patterns.online.settings import Admission, Limits, WorkerConfig
 from octoserve.patterns.online.supervisor.consumers import Consumers, NoConsumers, async_requests
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
@@ -46,6 +46,7 @@ from octoserve.patterns.online.supervisor.rollout_readings import MetricReadings
 from octoserve.patterns.online.supervisor.rollout_starts import Strategy
 from octoserve.patterns.online.supervisor.rollouts import Rollouts
 from octoserve.patterns.online.supervisor.route_backend import RouteBackends, key_of
+from octoserve.patterns.online.supervisor.security_watch import SecurityWatch
 from octoserve.patterns.online.supervisor.service_files import ServiceFiles, ServiceRecord, write_atomically
 from octoserve.patterns.online.supervisor.slo_watch import SloWatch
 from octoserve.patterns.online.supervisor.worker_process import spawn_blank
@@ -63,6 +64,8 @@ log = logging.getLogger(__name__)
 
 TICK = 0.1
 READY_LIMIT = 60.0
+DATA_DOOR = "a data door"
+"""Who loads and unloads in the audit log, where clients do not say who they are."""
 FRONT_GRACE = 5.0
 """Seconds that what stands in front of the workers gets to answer what it has, before they drain."""
 GIVE_UP_AFTER = 3
@@ -113,6 +116,8 @@ class Supervisor:
             settle=settings.settle,
         )
         self._claim()
+        self.security = SecurityWatch(settings, self.files.inside)
+        self.security.open()
         root = self.repository.root
         self.fleet = Fleet(
             settings.workers,
@@ -199,6 +204,11 @@ class Supervisor:
         sections = {key_of(r.backend): r.backend for r in rollouts if r.backend.kind != IN_PROCESS}
         if not sections:
             return {}
+        if self.settings.security.tls is not None:
+            raise SettingsError(
+                "security.tls: with an Envoy of ours in front of the workers (rollout.backend) TLS is not "
+                "offered; leave one of them out, or end TLS in a proxy before it"
+            )
         from octoserve.patterns.online.supervisor.route_fronts import Behind, make_fronts
 
         host = _reached_at(self.settings.host)
@@ -242,6 +252,7 @@ class Supervisor:
             doors=tuple(settings.doors),
             default_model=settings.default_model or "",
             asynchronous=async_requests(settings),
+            security=self.security.told,
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
@@ -268,6 +279,7 @@ class Supervisor:
         listener = listen(self.files.socket)
         self._server = await asyncio.start_unix_server(self._converse, sock=listener)
         self._handle_signals(loop)
+        await self.security.prepare()
         self.fleet.adopt(self._living)
         self.fleet.start(self._spare)
         try:
@@ -288,6 +300,7 @@ class Supervisor:
             self._start(self.readings.run())
             self._start(self.pairs.run(), vital=False)
             self._start(self.slo.run(), vital=False)
+            self._start(self.security.run())
             self._start(self.consumers.run(self._stable), vital=False)
             await self._stop.wait()
         finally:
@@ -429,7 +442,9 @@ class Supervisor:
         decoder = msgspec.msgpack.Decoder(ToSupervisor)
         try:
             async for message in messages(reader, decoder):
-                if member is not None and not isinstance(message, Hello):
+                if member is not None and isinstance(message, Missed):
+                    self.security.missed()
+                elif member is not None and not isinstance(message, Hello):
                     self.fleet.hear(member, message)
                 elif member is None and isinstance(message, Hello) and (not peer or peer[0] == message.pid):
                     member = self.fleet.connect(message, writer)
@@ -453,11 +468,12 @@ class Supervisor:
         self.room.fronts.wake()
 
     async def _preview(self, rollout: Rollout, disk: VersionOnDisk) -> Preview:
-        from octoserve.patterns.online.supervisor.rollout_preview import Previewer
+        from octoserve.patterns.online.supervisor.rollout_preview import Door, Previewer
 
-        return await Previewer(_reached_at(self.settings.host).strip("[]"), self.http_port, self.pairs.recorded)(
-            rollout, disk
-        )
+        door: Door = (_reached_at(self.settings.host).strip("[]"), self.http_port)
+        if self.security.told.on:
+            door = [inside_path(str(self.files.inside), member.index) for member in self.fleet.serving()]
+        return await Previewer(door, self.pairs.recorded)(rollout, disk)
 
     def _operate(self, member: Member, operation: Operation) -> None:
         self._start(self._operation(member, operation), vital=False)
@@ -465,6 +481,7 @@ class Supervisor:
     async def _operation(self, member: Member, operation: Operation) -> None:
         error, kind = "", ""
         try:
+            await self.rollouts.noted(operation.model, operation.who or DATA_DOOR, operation.action)
             if operation.action == "load":
                 await self.room.load(operation.model)
             else:
@@ -553,10 +570,10 @@ def admin_socket(settings: ServeSettings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        if not is_loopback(listener.getsockname()[0]) and not settings.admin_token:
+        if not is_loopback(listener.getsockname()[0]) and not (settings.admin_token or settings.security.keys):
             raise SettingsError(
-                f"admin_host: {host} lets other machines in, and no token is set; set OCTOSERVE_ADMIN_TOKEN, "
-                "or leave the admin API on 127.0.0.1"
+                f"admin_host: {host} lets other machines in, and no token is set; set OCTOSERVE_ADMIN_TOKEN or "
+                "security.keys, or leave the admin API on 127.0.0.1"
             )
         listener.listen(128)
         listener.setblocking(False)

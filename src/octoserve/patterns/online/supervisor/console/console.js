@@ -35,7 +35,9 @@
     unanswered ||= now();
     try {
       const answer = await ask("/console/fragment", { signal: AbortSignal.timeout(PATIENCE) });
-      if (answer.status === 401) {
+      if (answer.status === 403) {
+        wantToken(`That token is not accepted here: ${await reasonOf(answer)}`);
+      } else if (answer.status === 401) {
         wantToken(token ? "That token is not accepted." : "");
       } else if (!answer.ok) {
         trouble = `The service answered ${answer.status}.`;

@@ -27,6 +27,7 @@ from octoserve.patterns.online.supervisor.console.icons import icon
 from octoserve.patterns.online.supervisor.console.markup import Markup, el, hidden, join, slug
 from octoserve.patterns.online.supervisor.console.rollout_panel import active, announcement, panel, stands, wants_person
 from octoserve.patterns.online.supervisor.console.tables import Column, table
+from octoserve.security.caller import ADMIN
 
 _REFRESH = 5
 """Seconds between two looks of a page without scripts."""
@@ -79,14 +80,15 @@ def _header() -> Markup:
     return el("header", el("h1", "octoserve ", el("span", "console")), el("p", pulse, *buttons, class_="session"))
 
 
-def fragment(rollouts: Values, models: Values, workers: Sequence[Values], live: Values) -> Markup:
-    """Everything that changes."""
+def fragment(rollouts: Values, models: Values, workers: Sequence[Values], live: Values, role: str = ADMIN) -> Markup:
+    """Everything that changes. role: of who looks; what it may not ask for is shown and cannot be pressed."""
     names = sorted({*rollouts, *models})
     waiting = [f"{name} {wants}" for name in names if (wants := wants_person(_rollout(rollouts, name)))]
     series = live.get("endpoints") or {}
     step = words.number(live.get("step")) or 1.0
     cards = [
-        endpoint(name, rollouts.get(name) or {}, models.get(name) or {}, series.get(name) or {}, step) for name in names
+        endpoint(name, rollouts.get(name) or {}, models.get(name) or {}, series.get(name) or {}, step, role)
+        for name in names
     ]
     none = el("p", "No model lies in the repository yet.", class_="quiet")
     title = f"({len(waiting)}) waiting for a person · octoserve console" if waiting else "octoserve console"
@@ -160,7 +162,7 @@ def _restarts(worker: Values) -> str:
     return f"restarted {words.several(int(worker.get('restarts') or 0), 'time')}"
 
 
-def endpoint(name: str, status: Values, model: Values, live: Values, step: float) -> Markup:
+def endpoint(name: str, status: Values, model: Values, live: Values, step: float, role: str = ADMIN) -> Markup:
     """One card."""
     ident = f"e-{slug(name)}"
     rollout: Values | None = status.get("rollout")
@@ -174,7 +176,7 @@ def endpoint(name: str, status: Values, model: Values, live: Values, step: float
     return el(
         "section",
         el("header", heading, el("p", line, class_="stands"), el("p", *parts, class_="quiet") if parts else None),
-        el("div", _traffic(routes, status, colour), panel(name, status), class_="column"),
+        el("div", _traffic(routes, status, colour), panel(name, status, role), class_="column"),
         el("div", _charts(ident, live, colour, step), class_="column charts", id=f"{ident}-charts"),
         _version_list(name, status, model, colour),
         id=ident,

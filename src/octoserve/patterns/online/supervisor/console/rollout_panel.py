@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from octoserve.patterns.online.supervisor.admin_guards import needed_role
 from octoserve.patterns.online.supervisor.console import words
 from octoserve.patterns.online.supervisor.console.charts import interval, outcome_class
 from octoserve.patterns.online.supervisor.console.icons import icon, outcome_icon, outcome_word
 from octoserve.patterns.online.supervisor.console.markup import Markup, el, hidden, join, slug
 from octoserve.patterns.online.supervisor.console.tables import Column, table
+from octoserve.security.caller import ADMIN, ROLES
 
 _ORDER = ("FAIL", "SRM", "PROVIDER_ERROR", "NO_DATA", "HOLD")
 _COMMANDS = (
@@ -85,8 +87,8 @@ def announcement(endpoint: str, rollout: Mapping[str, Any] | None) -> str:
     return ". ".join([*parts, f"It {person}" if person else ""]).strip(". ")
 
 
-def panel(endpoint: str, status: Mapping[str, Any], level: str = "h3") -> Markup:
-    """The rollout of an endpoint: the live one, else the last one."""
+def panel(endpoint: str, status: Mapping[str, Any], role: str = ADMIN, level: str = "h3") -> Markup:
+    """The rollout of an endpoint: the live one, else the last one. role: of who looks"""
     rollout = status.get("rollout")
     ident = f"e-{slug(endpoint)}"
     if not rollout:
@@ -97,7 +99,7 @@ def panel(endpoint: str, status: Mapping[str, Any], level: str = "h3") -> Markup
         "section",
         el(level, "Last rollout" if ended else "Rollout"),
         _lead(rollout, ended),
-        _actions(endpoint, ident, rollout),
+        _actions(endpoint, ident, rollout, role),
         None if ended else _waiting(rollout),
         _steps(rollout),
         _evidence(ident, rollout, ended),
@@ -142,10 +144,11 @@ def _lead(rollout: Mapping[str, Any], ended: bool) -> Markup:
     return el("p", told, why, class_="lead")
 
 
-def _actions(endpoint: str, ident: str, rollout: Mapping[str, Any]) -> Markup | None:
+def _actions(endpoint: str, ident: str, rollout: Mapping[str, Any], role: str) -> Markup | None:
     shown = offered(rollout)
     if not shown:
         return None
+    barred = {command: needed for command in shown if ROLES.index(needed := _role_for(command)) > ROLES.index(role)}
     buttons = [
         el(
             "button",
@@ -161,13 +164,21 @@ def _actions(endpoint: str, ident: str, rollout: Mapping[str, Any]) -> Markup | 
             data_consequence=words.consequence(command, rollout),
             aria_label=f"{label} the rollout of {endpoint}",
             aria_haspopup="dialog",
+            disabled=command in barred,
+            title=f"Wants the role {barred[command]}; yours is {role}." if command in barred else None,
         )
         for command, label, kind in _COMMANDS
         if command in shown
     ]
     hint = el("p", "Without scripts: ", el("code", f"octoserve rollout {shown[0]} {endpoint}"), class_="without-script")
     group = el("div", *buttons, class_="commands", role="group", aria_label=f"Commands for {endpoint}")
-    return join(group, hint)
+    labels = {command: label for command, label, _ in _COMMANDS}
+    wanted = ", ".join(f"{labels[command]} wants the role {needed}" for command, needed in barred.items())
+    return join(group, el("p", f"{wanted}; yours is {role}.", class_="quiet") if barred else None, hint)
+
+
+def _role_for(command: str) -> str:
+    return needed_role("POST", f"/api/rollouts/-/{command}")
 
 
 def _meant(command: str, rollout: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from octoserve.patterns.online.supervisor.console import pages
 from octoserve.patterns.online.supervisor.console.markup import Markup
+from octoserve.security.caller import ADMIN
 
 _KINDS = {
     "console.css": "text/css; charset=utf-8",
@@ -58,17 +59,21 @@ class ConsoleSource(Protocol):
         ...
 
 
-def routes(source: ConsoleSource, token_set: bool) -> list[Route]:
-    """To be mounted at the admin port's root; with `token_set` behind a guard that lets OPEN_PATHS through."""
+def routes(source: ConsoleSource, token_set: bool, role: Callable[[Request], str] = lambda _: ADMIN) -> list[Route]:
+    """To be mounted at the admin port's root; with `token_set` behind a guard that lets OPEN_PATHS through.
+
+    role: of who asks, by which commands are offered
+    """
 
     async def root(_: Request) -> Response:
         return RedirectResponse("/console", 307, HEADERS)
 
-    async def console(_: Request) -> Response:
-        return HTMLResponse(pages.page(None if token_set else await _fragment(source)), headers=dict(HEADERS))
+    async def console(request: Request) -> Response:
+        content = None if token_set else await _fragment(source, role(request))
+        return HTMLResponse(pages.page(content), headers=dict(HEADERS))
 
-    async def fragment(_: Request) -> Response:
-        return HTMLResponse(await _fragment(source), headers=dict(HEADERS))
+    async def fragment(request: Request) -> Response:
+        return HTMLResponse(await _fragment(source, role(request)), headers=dict(HEADERS))
 
     async def file(request: Request) -> Response:
         name = request.url.path.rpartition("/")[2]
@@ -82,10 +87,12 @@ def routes(source: ConsoleSource, token_set: bool) -> list[Route]:
     ]
 
 
-async def _fragment(source: ConsoleSource) -> Markup:
+async def _fragment(source: ConsoleSource, role: str) -> Markup:
     """Drawn in a thread: the supervisor's loop has workers to attend to."""
-    came = await asyncio.gather(source.rollouts(), source.models(), source.workers(), source.live())
-    return await asyncio.to_thread(pages.fragment, *came)
+    rollouts, models, workers, live = await asyncio.gather(
+        source.rollouts(), source.models(), source.workers(), source.live()
+    )
+    return await asyncio.to_thread(pages.fragment, rollouts, models, workers, live, role)
 
 
 @cache
