@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -31,6 +32,9 @@ from octoserve.dataplane.admission import ByteBudget, admit
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.dataplane.statistics import VersionStatistics
 from octoserve.lifecycle.lease import Handle
+
+if TYPE_CHECKING:
+    from octoserve.dataplane.predictions import Predictions
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,8 @@ class Batcher:
         self._merge = handle.signature.batchable
         self.counted = False
         """Whether an arm of a split may want to know what comes of its calls."""
+        self.predictions: Predictions | None = None
+        """Who records answers, or watches their drift."""
         self._waiting: deque[Call] = deque()
         self._running: list[Call] = []
         self._rows_ahead = 0
@@ -97,9 +103,11 @@ class Batcher:
 
     def beside(self) -> Batcher:
         """A second queue of the same version, with runs of its own and the same statistics."""
-        return type(self)(
+        second = type(self)(
             self.handle, self.statistics, self._limits, self._loop, self._executor, self._clock, self._budget
         )
+        second.predictions = self.predictions
+        return second
 
     # --- in ------------------------------------------------------------------------------------------
 
@@ -165,7 +173,7 @@ class Batcher:
         if call.batcher is None:
             return
         self._leave(call)
-        self.statistics.failed(call.door, error.reason, self._clock() - call.arrived)
+        self._count_failure(call, error)
         if call.arm is not None:
             call.arm.failed(call, error.reason)
         try:
@@ -338,6 +346,8 @@ class Batcher:
         latencies = self.statistics.delivered(delivered, start, self._clock())
         if self.counted:
             self._count(delivered, latencies)
+        if self.predictions is not None:
+            self.predictions.answered(self.handle, delivered, latencies, ran)
 
     def _count(self, delivered: Sequence[Call], latencies: Sequence[float]) -> None:
         """Tell the arms of a split; mostly all calls of a run are of one arm."""
@@ -357,10 +367,16 @@ class Batcher:
         self._leave(call)
         call.error = error
         self._answer(call)
-        self.statistics.failed(call.door, error.reason, self._clock() - call.arrived)
+        self._count_failure(call, error)
         if call.arm is not None:
             # Inputs that a model refuses count against it: those that all versions refuse come to all arms alike.
             call.arm.failed(call, "refused" if error.reason == "invalid" else error.reason)
+
+    def _count_failure(self, call: Call, error: OctoserveError) -> None:
+        seconds = self._clock() - call.arrived
+        self.statistics.failed(call.door, error.reason, seconds)
+        if self.predictions is not None:
+            self.predictions.failed(self.handle, call, seconds, error.reason)
 
     def _answer(self, call: Call) -> None:
         try:

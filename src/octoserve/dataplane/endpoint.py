@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ from octoserve.lifecycle.lease import Handle
 from octoserve.routing.plan import RoutePlan
 from octoserve.telemetry.metrics import Registry
 
+if TYPE_CHECKING:
+    from octoserve.dataplane.predictions import AllPredictions
+
 _MAX_DIRECT = 1024
 
 
@@ -52,6 +56,7 @@ class DataPlane:
         slos: Slos = Slos(),
         clock: Clock = monotonic,
         judges: Judges | None = None,
+        predictions: AllPredictions | None = None,
     ) -> None:
         self._metrics = Metrics(registry)
         self._loop = loop
@@ -64,6 +69,7 @@ class DataPlane:
         self._any_deadline = bool(self._deadlines) or default_deadline is not None
         self.clock = clock
         self._slos = SloCounts(registry, slos)
+        self._predictions = predictions
         self._batchers: dict[tuple[str, int], Batcher] = {}
         self._baselines: dict[tuple[str, int], Batcher] = {}
         """A second queue of a version that is compared with its candidate on equal footing."""
@@ -98,7 +104,10 @@ class DataPlane:
             )
         limits = BatchLimits(ref.max_batch_rows, self._max_batch_bytes, self._max_queue)
         kind = LanesBatcher if handle.lanes else Batcher
-        self._batchers[key] = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget)
+        batcher = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget)
+        if self._predictions is not None:
+            batcher.predictions = self._predictions.of(handle)
+        self._batchers[key] = batcher
         self._changed(ref.model)
 
     def retire(self, handle: Handle) -> None:

@@ -40,6 +40,7 @@ from octoserve.telemetry.logs import DroppingHandler
 from octoserve.telemetry.metrics import Registry
 
 if TYPE_CHECKING:
+    from octoserve.dataplane.predictions import AllPredictions
     from octoserve.patterns.online.http.async_door import AsyncDoor, Way
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Worker:
         self._open_way = way
         self._closing: list[Callable[[], None]] = []
         """What is to be left in good order at the end. Blocking."""
+        self._sweeps: list[Callable[[], None]] = []
+        """What is to be done about once a second."""
         self._loop = loop
         self._generation = 0
         self._desired: Desired | None = None
@@ -100,6 +103,7 @@ class Worker:
             deadlines=config.admission.deadlines,
             slos=config.admission.slos,
             judges=self._judge if config.spool else None,
+            predictions=self._observed(registry),
         )
         self._cut_leases = registry.counter(
             "octoserve_cut_leases_total", "Requests that held a version when it was unloaded.", ()
@@ -163,6 +167,17 @@ class Worker:
 
     def _judge(self, plan: RoutePlan, version: int) -> PairJudge:
         return PairJudge(plan, version, Path(self._config.spool), f"worker-{self._config.index}")
+
+    def _observed(self, registry: Registry) -> AllPredictions | None:
+        config = self._config
+        if not config.observations.any():
+            return None
+        from octoserve.dataplane.predictions import AllPredictions
+
+        predictions = AllPredictions(config.observations, registry, Path(config.predictions), f"worker-{config.index}")
+        self._sweeps.append(predictions.sweep)
+        self._closing.append(predictions.close)
+        return predictions
 
     def _connections(self) -> dict[tuple[str, ...], float]:
         return {("http",): float(len(self._http.connections)), ("grpc",): float(self._grpc.connections)}
@@ -297,6 +312,8 @@ class Worker:
             self._http.sweep()
             self._grpc.sweep(monotonic())
             self.dataplane.splits.sweep()
+            for sweep in self._sweeps:
+                sweep()
 
     def drain(self, grace: float) -> None:
         """Stop accepting, finish what is in flight within `grace` seconds, leave."""

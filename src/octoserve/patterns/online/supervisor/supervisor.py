@@ -24,6 +24,7 @@ import msgspec
 
 from octoserve import __version__
 from octoserve.control.policy import parse as parse_policy
+from octoserve.control.predictions.keeper import PredictionKeeper
 from octoserve.control.rollout.store import Ledger, SqliteStore
 from octoserve.control.rollout.values import IN_PROCESS
 from octoserve.control.snapshot import ModelWishes
@@ -103,6 +104,8 @@ class Supervisor:
         """Workers that were adopted and are left to a successor."""
         self.exit_code = 0
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.predictions = PredictionKeeper(settings.observations(), settings.state_dir.resolve() / "predictions")
+        self.predictions.check()
         formats = formats or Formats(ARTIFACTS)
         self.repository = LocalRepository(
             settings.repository,
@@ -232,6 +235,8 @@ class Supervisor:
                 max_batch_bytes=settings.max_batch_bytes,
             ),
             spool=str(self._spool()),
+            observations=settings.observations(),
+            predictions=str(self.predictions.spool),
             trust=tuple(settings.trust),
             repository_api=settings.clients_may_load(),
             doors=tuple(settings.doors),
@@ -282,6 +287,7 @@ class Supervisor:
             self._start(self.rollouts.run())
             self._start(self.readings.run())
             self._start(self.pairs.run(), vital=False)
+            self._start(self.predictions.run(), vital=False)
             self._start(self.slo.run(), vital=False)
             self._start(self.consumers.run(self._stable), vital=False)
             await self._stop.wait()
@@ -318,6 +324,7 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.predictions.finish()
         if self._server is not None:
             self._server.close()
         await self.rollouts.close()
@@ -484,7 +491,16 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     )  # fmt: skip
     threads = {name: section.threads for name, section in settings.models.items() if section.threads}
     batching = {name: section.batching.model_dump() for name, section in settings.models.items()}
-    fixed = (__version__, told, ports, threads, batching, deadlines_of(settings), settings.slos())
+    fixed = (
+        __version__,
+        told,
+        ports,
+        threads,
+        batching,
+        deadlines_of(settings),
+        settings.slos(),
+        settings.observations(),
+    )
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
