@@ -55,7 +55,9 @@ def put(repository: Path, model: str = "loans", version: int = 1) -> Path:
     return folder
 
 
-def rows(count: int, seed: int = 1, *, older: float = 0.0, cities: tuple[float, ...] = (0.5, 0.3, 0.2)) -> dict[str, Any]:
+def rows(
+    count: int, seed: int = 1, *, older: float = 0.0, cities: tuple[float, ...] = (0.5, 0.3, 0.2)
+) -> dict[str, Any]:
     """A column a feature."""
     random = np.random.default_rng(seed)
     return {

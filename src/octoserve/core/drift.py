@@ -18,6 +18,8 @@ from collections.abc import Sequence
 SOME, MUCH = 0.1, 0.25
 """PSI."""
 _ADDED = 0.5
+_Z = 3.09
+"""Of the normal distribution, 99.9 %."""
 
 
 def psi(reference: Sequence[float], live: Sequence[float]) -> float | None:
@@ -48,6 +50,16 @@ def by_chance(reference: Sequence[float], live: Sequence[float]) -> float | None
     bins = _bins(reference, live)
     n, m = sum(a for a, _ in bins), sum(b for _, b in bins)
     return (len(bins) - 1) * (1 / n + 1 / m) if n and m else None
+
+
+def chance_limit(reference: Sequence[float], live: Sequence[float]) -> float | None:
+    """What PSI stays below in 999 of 1000 looks if nothing has moved: chi-square's quantile, by Wilson and Hilferty."""
+    mean = by_chance(reference, live)
+    degrees = len(_bins(reference, live)) - 1
+    if mean is None or degrees < 1:
+        return mean
+    spread = 2 / (9 * degrees)
+    return mean * (1 - spread + _Z * math.sqrt(spread)) ** 3
 
 
 def _bins(reference: Sequence[float], live: Sequence[float]) -> list[tuple[float, float]]:

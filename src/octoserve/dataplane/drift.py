@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from octoserve.core.bins import ColumnCounts, ProfileCounts
 from octoserve.core.clock import Clock
 from octoserve.core.errors import SettingsError
 from octoserve.core.fields import OUTPUT, Field, is_text, matrix
-from octoserve.core.profile import LEVELS, NUMBERS, ColumnProfile, Profile
+from octoserve.core.profile import TEXTS
 from octoserve.core.tensors import Array
 from octoserve.lifecycle.states import VersionRef
 from octoserve.repository import profiles
@@ -31,54 +29,6 @@ FAMILY = "octoserve_drift_bins"
 LABELS = ("model", "version", "profile", "column")
 LOOK = 10.0
 """Seconds between two looks for a profile that is made, or made anew, while the version serves."""
-
-
-class ColumnCounts:
-    """One column's bins."""
-
-    def __init__(self, profile: ColumnProfile) -> None:
-        self.profile = profile
-        self.counts: NDArray[np.int64] = np.zeros(len(profile.counts), dtype=np.int64)
-        self._edges = np.asarray(profile.edges)
-        order = np.argsort(profile.levels, kind="stable")
-        self._levels, self._places = np.asarray(profile.levels)[order], order
-        self._texts = {text: place for place, text in enumerate(profile.texts)}
-
-    def add(self, values: Array, missing: int = 0) -> None:
-        """Count a vector of numbers, NaN for what is missing, or of texts; and so many more that are missing."""
-        kind = self.profile.kind
-        self.counts[-1] += missing
-        if not len(values):
-            return
-        if kind == NUMBERS:
-            self._number(np.searchsorted(self._edges, values.astype(np.float64, copy=False)), values)
-        elif kind == LEVELS:
-            numbers = values.astype(np.float64, copy=False)
-            near = np.minimum(np.searchsorted(self._levels, numbers), max(len(self._levels) - 1, 0))
-            there = self._levels[near] == numbers if len(self._levels) else np.zeros(len(numbers), np.bool_)
-            other = len(self._levels)
-            self._number(np.where(there, self._places[near] if other else 0, other), numbers)
-        else:
-            other = len(self._texts)
-            for value, count in Counter(values.tolist()).items():
-                self.counts[self._texts.get(_text(value), other)] += count
-
-    def _number(self, places: NDArray[np.int64], values: Array) -> None:
-        if values.dtype.kind == "f":
-            odd = np.isnan(values)
-            if odd.any():
-                self.counts[-1] += int(odd.sum())
-                places = places[~odd]
-        self.counts += np.bincount(places, minlength=len(self.counts))
-
-
-class ProfileCounts:
-    """All columns of a profile."""
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
-        self.id = profile.id()
-        self.columns = {column.name: ColumnCounts(column) for column in profile.columns}
 
 
 class DriftCounts:
@@ -123,7 +73,7 @@ class DriftCounts:
         for field in self._fields:
             columns = self._made.columns
             mine = [(place, columns[name]) for place, name in enumerate(field.elements()) if name in columns]
-            mine = [(at, c) for at, c in mine if is_text(field.datatype) == bool(c.profile.kind == "texts")]
+            mine = [(at, c) for at, c in mine if is_text(field.datatype) == (c.profile.kind == TEXTS)]
             if mine:
                 self._plan.append((field, mine))
 
@@ -152,7 +102,3 @@ class DriftCounts:
         """What the supervisor reads."""
         samples = tuple(sample for each in counts for sample in each.samples())
         return Family(FAMILY, TALLY, "Live rows by bin of the reference profile.", LABELS, (), samples)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

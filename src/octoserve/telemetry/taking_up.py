@@ -47,21 +47,22 @@ def take_up(
     damaged: Path,
     decode: Callable[[bytes], Item],
     publish: Callable[[str, Sequence[Item]], None],
+    locked: Path,
     swept: Path | None = None,
 ) -> TakenUp:
     """Move every whole segment into the store, those of dead processes included. Blocking.
 
     damaged: a folder for segments that could not be read to their end
     publish: steps 2 to 4, told the segment's name; raises OSError or OctoserveError where it cannot
-    swept:   the store's folder, rid of part files of those who died, and locked meanwhile; None where it is elsewhere
+    locked:  a folder whose lock is held meanwhile, so that one process takes up at a time
+    swept:   the store's folder, to be rid of part files of those who died; None where it is elsewhere
     """
     recover(spool)
     if not spool.is_dir():
         return TakenUp()
-    home = swept or spool.parent
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    locked.mkdir(mode=0o700, parents=True, exist_ok=True)
     done, items, torn, failed, error = 0, 0, 0, 0, ""
-    with folder_lock(home):
+    with folder_lock(locked):
         for part in swept.rglob(f"*{PART}") if swept is not None else ():
             part.unlink()
         for segment in segments(spool):

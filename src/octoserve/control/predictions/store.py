@@ -132,7 +132,7 @@ class PredictionStore:
         """Move every whole segment into the store, those of dead workers included."""
         if not self.spool.is_dir() or not any(self.spool.iterdir()):
             return TakenUp()
-        return take_up(self.spool, self._damaged, _decode, self._publish, self._folder)
+        return take_up(self.spool, self._damaged, _decode, self._publish, self.spool.parent, self._folder)
 
     def _publish(self, segment: str, blocks: Sequence[Block]) -> None:
         groups: dict[tuple[str, int], list[Block]] = {}

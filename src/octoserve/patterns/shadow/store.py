@@ -73,7 +73,7 @@ class PairStore:
         Raises SettingsError where pyarrow is not installed.
         """
         parquet.pyarrow()
-        return take_up(self.spool, self._damaged, _decode_pair, self._publish, self.folder)
+        return take_up(self.spool, self._damaged, _decode_pair, self._publish, self.folder, self.folder)
 
     def _publish(self, segment: str, pairs: Sequence[Pair]) -> None:
         files: dict[Path, list[Pair]] = {}

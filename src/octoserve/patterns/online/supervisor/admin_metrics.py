@@ -25,6 +25,7 @@ async def page(supervisor: Supervisor) -> tuple[bytes, str]:
         *families(supervisor),
         *supervisor.slo.families(snapshots),
         *supervisor.predictions.families(),
+        *supervisor.drift.families(snapshots),
         *supervisor.consumers.families(),
     ]
     return render(snapshots, own), CONTENT_TYPE

@@ -37,6 +37,7 @@ from octoserve.patterns.online.settings import Admission, Limits, WorkerConfig
 from octoserve.patterns.online.supervisor.consumers import Consumers, NoConsumers, async_requests
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
+from octoserve.patterns.online.supervisor.drift_watch import DriftWatch
 from octoserve.patterns.online.supervisor.fleet import Fleet, FleetTimes
 from octoserve.patterns.online.supervisor.fleet_member import Member
 from octoserve.patterns.online.supervisor.pairs import NoPairs, Pairs
@@ -162,6 +163,12 @@ class Supervisor:
             lambda model: deadline_of(model, settings),
             lambda: all(member.snapshot for member in self.fleet.members() if member.adopted),
         )
+        self.drift = DriftWatch(
+            settings.observations(),
+            self.fleet.collect,
+            self._folder_of,
+            lambda: all(member.snapshot for member in self.fleet.members() if member.adopted),
+        )
         self.live_figures: LiveFigures
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
@@ -246,6 +253,12 @@ class Supervisor:
             log_format=settings.log_format,
         )
 
+    def _folder_of(self, model: str, version: int) -> tuple[Path, str] | None:
+        """Of a version that is there, and its digest."""
+        scan = self.room.scan
+        versions = scan.models.get(model, ()) if scan is not None else ()
+        return next(((Path(disk.path), disk.digest) for disk in versions if disk.version == version), None)
+
     def _write_record(self) -> None:
         settings = self.settings
         record = ServiceRecord(
@@ -289,6 +302,7 @@ class Supervisor:
             self._start(self.pairs.run(), vital=False)
             self._start(self.predictions.run(), vital=False)
             self._start(self.slo.run(), vital=False)
+            self._start(self.drift.run(), vital=False)
             self._start(self.consumers.run(self._stable), vital=False)
             await self._stop.wait()
         finally:
