@@ -14,7 +14,7 @@ def monitoring(
     out: Annotated[Path, typer.Option(help="A folder for the files.")],
     spec: Annotated[
         Path | None,
-        typer.Option(envvar="OCTOSERVE_SPEC", help="Settings file with `slo` or `drift` in it, as serve reads it."),
+        typer.Option(envvar="OCTOSERVE_SPEC", help="Settings file with `slo` or `drift` in it."),
     ] = None,
     job: Annotated[str, typer.Option(help="What Prometheus calls what it scrapes: the label `job`.")] = "octoserve",
     target: Annotated[

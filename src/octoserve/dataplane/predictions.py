@@ -20,15 +20,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.fields import fields_of
 from octoserve.core.observation import LogSettings, Observations, Observed
 from octoserve.core.results import Ran
 from octoserve.core.tensors import Array
+from octoserve.dataplane.batcher import gather
 from octoserve.dataplane.call import Call
 from octoserve.dataplane.drift import DriftCounts
 from octoserve.dataplane.mirror import Thread, Worker
@@ -41,7 +39,7 @@ from octoserve.telemetry.spool import Spool
 
 log = logging.getLogger(__name__)
 
-GATHER = 0.05
+GATHER = 0.25
 """Seconds that the thread lets requests gather, so that it works on many at once."""
 CLOSING = 5.0
 """Seconds that a worker which leaves waits for what is under way to reach the spool."""
@@ -55,7 +53,14 @@ class Taken:
     __slots__ = ("calls", "handle", "outputs", "rows", "seconds", "size", "status", "time")
 
     def __init__(
-        self, handle: Handle, calls: Sequence[Call], seconds: Sequence[float], outputs: list[Array] | None, status: str
+        self,
+        handle: Handle,
+        calls: Sequence[Call],
+        seconds: Sequence[float],
+        outputs: list[Array] | None,
+        status: str,
+        rows: int,
+        size: int,
     ) -> None:
         self.handle = handle
         self.calls = calls
@@ -63,8 +68,8 @@ class Taken:
         self.outputs = outputs
         self.status = status
         self.time = time.time()
-        self.rows = sum(call.rows for call in calls)
-        self.size = sum(call.nbytes for call in calls) + sum(array.nbytes for array in outputs or ())
+        self.rows = rows
+        self.size = size
 
     def part(self, second: bool) -> Taken:
         """One half of its requests."""
@@ -72,24 +77,10 @@ class Taken:
         row = sum(call.rows for call in self.calls[:middle])
         chosen, rows = (slice(middle, None), slice(row, None)) if second else (slice(middle), slice(row))
         outputs = None if self.outputs is None else [array[rows] for array in self.outputs]
-        part = Taken(self.handle, self.calls[chosen], self.seconds[chosen], outputs, self.status)
+        count = self.rows - row if second else row
+        part = Taken(self.handle, self.calls[chosen], self.seconds[chosen], outputs, self.status, count, 0)
         part.time = self.time
         return part
-
-
-class Amount(NamedTuple):
-    """What passed some point so far."""
-
-    requests: int = 0
-    rows: int = 0
-    size: int = 0
-
-    def plus(self, some: Sequence[Taken]) -> Amount:
-        """With these too."""
-        requests, rows, size = self
-        for taken in some:
-            requests, rows, size = requests + len(taken.calls), rows + taken.rows, size + taken.size
-        return Amount(requests, rows, size)
 
 
 class Accounts:
@@ -133,9 +124,9 @@ class Predictions:
         settings = observed.log or LogSettings(to="", queue_rows=_QUEUE_ROWS, queue_size=_QUEUE_BYTES)
         self._max_rows, self._max_size = settings.queue_rows, settings.queue_size
         self._queue: deque[Taken] = deque()
-        self._added = Amount()
-        self._gone = Amount()
-        """The first is the loop's to change, the second the thread's: what waits is the difference."""
+        self._added = self._added_rows = self._added_size = 0
+        self._gone = self._gone_rows = self._gone_size = 0
+        """The first are the loop's to change, the second the thread's: what waits is the difference."""
         self._closed = False
         self._complaint = ""
 
@@ -144,49 +135,55 @@ class Predictions:
     def answered(self, handle: Handle, calls: Sequence[Call], seconds: Sequence[float], ran: Ran) -> None:
         """One run's answers have left; never raises, never waits."""
         try:
-            drawn = self._draw(calls)
-            if not drawn:
-                return
-            if len(drawn) < len(calls):
+            if self._share < 1 or any([call.door == INTERNAL for call in calls]):  # noqa: C419 - the hot path
+                drawn = self._draw(calls)
+                if not drawn:
+                    return
                 calls, seconds = [calls[i] for i in drawn], [seconds[i] for i in drawn]
-            if self._has_room(len(calls), calls, sum(array.nbytes for array in ran.arrays)):
-                self._add(Taken(handle, calls, seconds, _rows_of(calls, ran), OK))
+            rows = size = 0
+            for call in calls:
+                rows += call.rows
+                size += call.nbytes
+            for array in ran.arrays:
+                size += array.nbytes
+            if calls and self._has_room(len(calls), rows, size):
+                self._add(Taken(handle, calls, seconds, _rows_of(calls, rows, ran), OK, rows, size))
         except Exception as error:
             self._complain(error)
 
     def failed(self, handle: Handle, call: Call, seconds: float, status: str) -> None:
         """An admitted request got no answer; never raises, never waits."""
         try:
-            if self._log is not None and self._draw([call]) and self._has_room(1, [call], 0):
-                self._add(Taken(handle, [call], [seconds], None, status))
+            if self._log is not None and self._draw([call]) and self._has_room(1, call.rows, call.nbytes):
+                self._add(Taken(handle, [call], [seconds], None, status, call.rows, call.nbytes))
         except Exception as error:
             self._complain(error)
 
     def _draw(self, calls: Sequence[Call]) -> Sequence[int]:
         """Places of those that are looked at. What the process asks itself is no prediction that anybody got."""
         share = self._share
-        return [
-            place
-            for place, call in enumerate(calls)
-            if (share >= 1 or random.random() < share) and call.door != INTERNAL
-        ]
+        return [i for i, call in enumerate(calls) if (share >= 1 or random.random() < share) and call.door != INTERNAL]
 
-    def _has_room(self, requests: int, calls: Sequence[Call], outputs: int) -> bool:
-        if self._accounts is not None:
-            self._accounts.offered.value += requests
-        reason = ""
+    def _has_room(self, requests: int, rows: int, size: int) -> bool:
+        accounts = self._accounts
+        if accounts is not None:
+            accounts.offered.value += requests
         if self._closed:
             reason = "closed"
-        elif self._added.rows - self._gone.rows + sum(call.rows for call in calls) > self._max_rows:
+        elif self._added_rows - self._gone_rows + rows > self._max_rows:
             reason = "queue_rows"
-        elif self._added.size - self._gone.size + sum(call.nbytes for call in calls) + outputs > self._max_size:
+        elif self._added_size - self._gone_size + size > self._max_size:
             reason = "queue_bytes"
-        if reason and self._accounts is not None:
-            self._accounts.dropped[reason].value += requests
-        return not reason
+        else:
+            return True
+        if accounts is not None:
+            accounts.dropped[reason].value += requests
+        return False
 
     def _add(self, taken: Taken) -> None:
-        self._added = self._added.plus([taken])
+        self._added += len(taken.calls)
+        self._added_rows += taken.rows
+        self._added_size += taken.size
         self._queue.append(taken)
         if len(self._queue) == 1:
             self._wake()
@@ -194,7 +191,7 @@ class Predictions:
     @property
     def waiting(self) -> int:
         """Requests in the queue, and under way."""
-        return self._added.requests - self._gone.requests
+        return self._added - self._gone
 
     # --- in the thread -----------------------------------------------------------------------------------
 
@@ -213,26 +210,31 @@ class Predictions:
             try:
                 self._process(some)
             finally:
-                self._gone = self._gone.plus(some)
+                for taken in some:
+                    self._gone += len(taken.calls)
+                    self._gone_rows += taken.rows
+                    self._gone_size += taken.size
 
     def _process(self, some: Sequence[Taken]) -> None:
         handle = some[0].handle
         try:
+            tensors = tensors_of(some)
             counts = self._drift(handle) if some[0].status == OK else None
             if counts is not None:
-                counts.add(*tensors_of(some), handle.signature.batchable)
+                counts.add(*tensors, handle.signature.batchable)
         except Exception as error:
             self._complain(error)
+            tensors = None
         if self._blocks is not None:
-            self._record(self._blocks, some)
+            self._record(self._blocks, some, tensors)
 
-    def _record(self, blocks: Blocks, some: Sequence[Taken]) -> None:
+    def _record(self, blocks: Blocks, some: Sequence[Taken], tensors: Tensors | None = None) -> None:
         assert self._spool is not None
         assert self._accounts is not None
         requests = sum(len(taken.calls) for taken in some)
         reason = "failed"
         try:
-            block = blocks.of(some, *tensors_of(some))
+            block = blocks.of(some, *(tensors or tensors_of(some)))
             if self._spool.append(block):
                 self._accounts.written.value += requests
                 self._accounts.cut.value += requests if block.cut else 0
@@ -269,12 +271,12 @@ class Predictions:
             self._spool.close()
 
 
-def _rows_of(calls: Sequence[Call], ran: Ran) -> list[Array]:
+def _rows_of(calls: Sequence[Call], rows: int, ran: Ran) -> list[Array]:
     """Copies, which hold no batch in memory, and which no runtime writes into."""
     first = calls[0].result
     assert first is not None
-    if first.rows is None:
-        return [np.array(array) for array in ran.arrays]
+    if first.rows is None or (ran.arrays and rows == len(ran.arrays[0])):
+        return [array.copy() for array in ran.arrays]
     places: list[int] = []
     for call in calls:
         assert call.result is not None
@@ -282,11 +284,17 @@ def _rows_of(calls: Sequence[Call], ran: Ran) -> list[Array]:
     return [array[places] for array in ran.arrays]
 
 
-def tensors_of(some: Sequence[Taken]) -> tuple[list[list[Array]], list[list[Array]]]:
+Tensors = tuple[list[list[Array]], list[list[Array]]]
+
+
+def tensors_of(some: Sequence[Taken]) -> Tensors:
     """Each input's arrays, and each output's; of what has no answer, no outputs."""
     signature = some[0].handle.signature
     calls = [call for taken in some for call in taken.calls]
-    inputs = [[call.inputs[i].array() for call in calls] for i in range(len(signature.inputs))]
+    if signature.batchable:
+        inputs = [[array] for array in gather(calls, sum(taken.rows for taken in some))]
+    else:
+        inputs = [[call.inputs[i].array() for call in calls] for i in range(len(signature.inputs))]
     if some[0].outputs is None:
         return inputs, []
     return inputs, [[(taken.outputs or [])[i] for taken in some] for i in range(len(signature.outputs))]

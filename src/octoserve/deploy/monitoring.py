@@ -1,5 +1,4 @@
-"""What a Prometheus and a Grafana need to watch the SLOs, drift and the prediction log: rules, a scrape configuration, a
-dashboard. Nothing is sent.
+"""What a Prometheus and a Grafana need to watch SLOs, drift and the prediction log. Nothing is sent.
 
 The alerts are those of "The Site Reliability Workbook", chapter 5 (several windows, several burn rates), over recorded
 shares of bad requests. They go by the counters alone: a supervisor that restarts forgets its burn rates, a Prometheus
