@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.fields import OUTPUT, Field, fields_of, is_text, matrix
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Cuts = list[tuple[str, NDArray[np.bool_]]]
+"""Columns, and the rows of a block of which they are not whole."""
 KEY = "_key"
 _LENGTH = 4
 """Bytes of a text's length beside it."""
@@ -54,12 +57,12 @@ class Blocks:
             statuses=[taken.status for taken in some for _ in taken.calls],
             rows=[call.rows for call in calls],
             cells=cells,
-            cut=tuple(cut),
+            cut=_by_request([call.rows for call in calls], cut) if cut else (),
         )
 
     def _cells(
         self, signature: Signature, inputs: Sequence[Sequence[Array]], outputs: Sequence[Sequence[Array]]
-    ) -> tuple[list[Cells], list[str]]:
+    ) -> tuple[list[Cells], Cuts]:
         if self._fields is None or self._fields[0] is not signature:
             self._fields = signature, fields_of(signature)
             self._check({name for field in self._fields[1] for name in field.names})
@@ -87,7 +90,7 @@ class Blocks:
                 there = ", ".join(sorted(names))
                 log.warning("prediction_log: only, exclude: there is no %r in this version; it has %s", name, there)
 
-    def _bounded(self, made: list[_Wanted]) -> tuple[list[Cells], list[str]]:
+    def _bounded(self, made: list[_Wanted]) -> tuple[list[Cells], Cuts]:
         """No record over `max_record`: the widest tensors are left out, texts share what is left and are shortened."""
         room = self._settings.max_record
         fitting: list[_Wanted] = []
@@ -98,16 +101,17 @@ class Blocks:
         texts = sum(one.table.shape[1] for one in fitting if is_text(one.datatype))
         most = room // texts if texts else 0
         cells: list[Cells] = []
-        cut: list[str] = []
+        cut: Cuts = []
         for one in made:
             raw: bytes | None = None
-            short = one not in fitting
+            table = one.table
             if one in fitting:
-                table = one.table
                 if is_text(one.datatype):
                     table, short = _shortened(table, most)
+                    cut += [(",".join(one.names), short)] if short.any() else []
                 raw = raw_from_array(table)
-            cut.extend(one.names if short else ())
+            else:
+                cut.append((",".join(one.names), np.ones(len(table), np.bool_)))
             cells.append(Cells(one.names, one.datatype, one.is_list, int(one.table.shape[1]), raw))
         return cells, cut
 
@@ -123,14 +127,26 @@ class _Wanted:
         self.least = table.shape[1] * (DATATYPES[datatype].itemsize or _LENGTH)
 
 
-def _shortened(table: Array, most: int) -> tuple[Array, bool]:
-    """Texts of at most so many bytes, whole characters only; and whether one was longer."""
+def _shortened(table: Array, most: int) -> tuple[Array, NDArray[np.bool_]]:
+    """Texts of at most so many bytes, whole characters only; and the rows where one was longer."""
     values = [value if isinstance(value, bytes) else str(value).encode() for value in table.ravel().tolist()]
-    if all(len(value) <= most for value in values):
-        return table, False
+    longer = np.array([len(value) > most for value in values], np.bool_)
+    long: NDArray[np.bool_] = np.logical_or.reduce(longer.reshape(table.shape), axis=1)
+    if not long.any():
+        return table, long
     short = np.empty(len(values), dtype=object)
     short[:] = [value if len(value) <= most else _whole(value[:most]) for value in values]
-    return short.reshape(table.shape), True
+    return short.reshape(table.shape), long
+
+
+def _by_request(rows: Sequence[int], cut: Cuts) -> list[str]:
+    """What of each request was cut; "" for nothing."""
+    found = []
+    first = 0
+    for count in rows:
+        found.append(",".join(names for names, where in cut if where[first : first + count].any()))
+        first += count
+    return found
 
 
 def _whole(text: bytes) -> bytes:

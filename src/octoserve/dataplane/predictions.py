@@ -33,7 +33,8 @@ from octoserve.dataplane.mirror import Thread, Worker
 from octoserve.dataplane.prediction_blocks import Blocks
 from octoserve.dataplane.slo import INTERNAL
 from octoserve.lifecycle.lease import Handle
-from octoserve.telemetry.metrics import Counter, Registry
+from octoserve.telemetry.families import Family, Sample
+from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.predictions import OK, Block, spool_of
 from octoserve.telemetry.spool import Spool
 
@@ -44,6 +45,7 @@ GATHER = 0.25
 CLOSING = 5.0
 """Seconds that a worker which leaves waits for what is under way to reach the spool."""
 DROPS = ("queue_rows", "queue_bytes", "spool_full", "spool_error", "too_large", "failed", "closed")
+_NAME = "octoserve_prediction_log"
 _QUEUE_ROWS, _QUEUE_BYTES = 65_536, 32 << 20
 
 
@@ -84,20 +86,21 @@ class Taken:
 
 
 class Accounts:
-    """Counters of one model's log."""
+    """Counts of one model's log, in requests. `offered` and the queue's drops are the loop's, the others the thread's."""
 
-    def __init__(self, registry: Registry, model: str) -> None:
-        kinds = registry.counter(
-            "octoserve_prediction_log_total", "Requests drawn for the prediction log, and what came of them.",
-            ("model", "what"),
-        )  # fmt: skip
-        self.offered: Counter = kinds.counter(model, "offered")
-        self.written: Counter = kinds.counter(model, "written")
-        self.dropped: dict[str, Counter] = {why: kinds.counter(model, f"dropped_{why}") for why in DROPS}
-        self.cut = registry.counter(
-            "octoserve_prediction_log_cut_total", "Requests recorded without all of what they held: it was too large.",
-            ("model",),
-        ).counter(model)  # fmt: skip
+    def __init__(self) -> None:
+        self.offered = 0
+        self.written = 0
+        self.dropped = dict.fromkeys(DROPS, 0)
+        self.cut = 0
+        self.waiting = 0
+        """As it was when the others were last told."""
+
+    def told(self) -> dict[str, int]:
+        """All of one moment: what is offered is written, dropped, or waits. On the event loop."""
+        found = {"written": self.written} | {f"dropped_{why}": count for why, count in self.dropped.items()}
+        self.waiting = self.offered - sum(found.values())
+        return {"offered": self.offered} | found
 
 
 class Predictions:
@@ -124,8 +127,8 @@ class Predictions:
         settings = observed.log or LogSettings(to="", queue_rows=_QUEUE_ROWS, queue_size=_QUEUE_BYTES)
         self._max_rows, self._max_size = settings.queue_rows, settings.queue_size
         self._queue: deque[Taken] = deque()
-        self._added = self._added_rows = self._added_size = 0
-        self._gone = self._gone_rows = self._gone_size = 0
+        self._added_rows = self._added_size = 0
+        self._gone_rows = self._gone_size = 0
         """The first are the loop's to change, the second the thread's: what waits is the difference."""
         self._closed = False
         self._complaint = ""
@@ -167,7 +170,7 @@ class Predictions:
     def _has_room(self, requests: int, rows: int, size: int) -> bool:
         accounts = self._accounts
         if accounts is not None:
-            accounts.offered.value += requests
+            accounts.offered += requests
         if self._closed:
             reason = "closed"
         elif self._added_rows - self._gone_rows + rows > self._max_rows:
@@ -177,21 +180,15 @@ class Predictions:
         else:
             return True
         if accounts is not None:
-            accounts.dropped[reason].value += requests
+            accounts.dropped[reason] += requests
         return False
 
     def _add(self, taken: Taken) -> None:
-        self._added += len(taken.calls)
         self._added_rows += taken.rows
         self._added_size += taken.size
         self._queue.append(taken)
         if len(self._queue) == 1:
             self._wake()
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue, and under way."""
-        return self._added - self._gone
 
     # --- in the thread -----------------------------------------------------------------------------------
 
@@ -211,7 +208,6 @@ class Predictions:
                 self._process(some)
             finally:
                 for taken in some:
-                    self._gone += len(taken.calls)
                     self._gone_rows += taken.rows
                     self._gone_size += taken.size
 
@@ -236,8 +232,8 @@ class Predictions:
         try:
             block = blocks.of(some, *(tensors or tensors_of(some)))
             if self._spool.append(block):
-                self._accounts.written.value += requests
-                self._accounts.cut.value += requests if block.cut else 0
+                self._accounts.written += requests
+                self._accounts.cut += sum(1 for names in block.cut if names)
                 return
             reason = self._spool.reason
             if reason == "spool_error":
@@ -248,7 +244,7 @@ class Predictions:
             for half in _halves(some):
                 self._record(blocks, half)
         else:
-            self._accounts.dropped[reason].value += requests
+            self._accounts.dropped[reason] += requests
 
     def _complain(self, error: object) -> None:
         if str(error) != self._complaint:
@@ -332,21 +328,38 @@ class AllPredictions:
         thread: Callable[[str], Worker] = Thread,
     ) -> None:
         self._observations = observations
-        self._registry = registry
         self._spool = spool
         self._worker = worker
         self._clock = clock
         self._new_thread = thread
         self._thread: Worker | None = None
         self._models: dict[str, Predictions | None] = {}
+        self._accounts: dict[str, Accounts] = {}
         self._drifts: dict[tuple[str, int], DriftCounts] = {}
         if observations.any_log():
-            registry.gauge(
-                "octoserve_prediction_log_waiting", "Requests on their way to the prediction log.", ("model",),
-                lambda: {(model,): float(p.waiting) for model, p in self._models.items() if p is not None and p._log},
-            )  # fmt: skip
+            for family in (self._told, self._cut, self._waiting):  # in this order
+                registry.reading(family)
         if observations.any_drift():
             registry.reading(lambda: DriftCounts.family(list(self._drifts.values())))
+
+    def _told(self) -> Family:
+        samples = [
+            Sample((model, what), float(count))
+            for model, accounts in self._accounts.items()
+            for what, count in accounts.told().items()
+        ]
+        help_ = "Requests drawn for the prediction log, and what came of them."
+        return Family(f"{_NAME}_total", "counter", help_, ("model", "what"), (), tuple(samples))
+
+    def _cut(self) -> Family:
+        samples = tuple(Sample((model,), float(accounts.cut)) for model, accounts in self._accounts.items())
+        help_ = "Requests that were recorded without all that they held: it was too large."
+        return Family(f"{_NAME}_cut_total", "counter", help_, ("model",), (), samples)
+
+    def _waiting(self) -> Family:
+        samples = tuple(Sample((model,), float(accounts.waiting)) for model, accounts in self._accounts.items())
+        help_ = "Requests on their way to the prediction log."
+        return Family(f"{_NAME}_waiting", "gauge", help_, ("model",), (), samples)
 
     def of(self, handle: Handle) -> Predictions | None:
         """What takes this version's answers; None where nothing of its model is observed."""
@@ -362,7 +375,7 @@ class AllPredictions:
         spool: Spool[Block] | None = None
         accounts: Accounts | None = None
         if observed.log is not None:
-            accounts = Accounts(self._registry, model)
+            accounts = self._accounts[model] = Accounts()
             spool = Spool(
                 spool_of(self._spool, model, observed.log),
                 self._worker,

@@ -39,7 +39,8 @@ class Block(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     statuses: OK, or why there is no answer
     rows:     of each request
     cells:    of all rows, in order
-    cut:      columns that were left out or shortened, as they would have made records too large
+    cut:      columns that were left out or shortened, with commas between, as they would have made a record too large;
+              none for a block of which everything is whole
     """
 
     model: str
@@ -52,7 +53,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     statuses: Sequence[str]
     rows: Sequence[int]
     cells: Sequence[Cells]
-    cut: tuple[str, ...] = ()
+    cut: Sequence[str] = ()
 
 
 def spool_of(root: Path, model: str, settings: LogSettings) -> Path:

@@ -61,7 +61,7 @@ def _table(block: Block) -> Any:
         "_key": spread([_key(key) for key in block.keys], word),
         "_latency_seconds": spread(block.seconds, pa.float64()),
         "_status": spread(block.statuses, word),
-        "_cut": pa.array([",".join(block.cut) or None] * rows, word),
+        "_cut": spread([names or None for names in block.cut or [""] * len(block.rows)], word),
     }
     for cells in block.cells:
         for name, column in _columns(cells, rows):
