@@ -285,10 +285,12 @@ def check(values: Mapping[str, Any], source: Mapping[str, str], path: str = "") 
             "pass --repository, set OCTOSERVE_REPOSITORY or write `repository:` into the spec"
         )
     try:
-        return ServeSettings.model_validate(dict(values))
+        settings = ServeSettings.model_validate(dict(values))
     except ValidationError as error:
         lines = [_explain(detail, source, path) for detail in error.errors()]
         raise SettingsError("\n".join(lines)) from None
+    settings.observations()  # what two sections say must go together
+    return settings
 
 
 def read(path: Path) -> dict[str, Any]:
