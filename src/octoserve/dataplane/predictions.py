@@ -13,6 +13,7 @@ only, those of the thread there only.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import threading
@@ -86,7 +87,7 @@ class Taken:
 
 
 class Accounts:
-    """Counts of one model's log, in requests. `offered` and the queue's drops are the loop's, the others the thread's."""
+    """Counts of one model's log, in requests. `offered` and drops of the queue are the loop's, the rest the thread's."""
 
     def __init__(self) -> None:
         self.offered = 0
@@ -118,6 +119,8 @@ class Predictions:
         """wake: have `drain` called soon, in the thread. drift: the counts of a version, if it has a profile."""
         self._model = model
         self._share = observed.sample
+        self._per_log = 1 / math.log1p(-observed.sample) if 0 < observed.sample < 1 else 0.0
+        self._passed_over = self._gap()
         self._log = observed.log
         self._accounts = accounts
         self._wake = wake
@@ -163,9 +166,22 @@ class Predictions:
             self._complain(error)
 
     def _draw(self, calls: Sequence[Call]) -> Sequence[int]:
-        """Places of those that are looked at. What the process asks itself is no prediction that anybody got."""
-        share = self._share
-        return [i for i, call in enumerate(calls) if (share >= 1 or random.random() < share) and call.door != INTERNAL]
+        """Places of those that are looked at. What the process asks itself is no prediction that anybody got.
+
+        Each request has the same chance, whatever became of others: drawn is how many to pass over until the next one,
+        which has a geometric distribution, so that most runs cost a comparison.
+        """
+        drawn = []
+        at, count = self._passed_over, len(calls)
+        while at < count:
+            if calls[at].door != INTERNAL:
+                drawn.append(at)
+            at += 1 + self._gap()
+        self._passed_over = at - count
+        return drawn
+
+    def _gap(self) -> int:
+        return int(math.log(1.0 - random.random()) * self._per_log) if self._share < 1 else 0
 
     def _has_room(self, requests: int, rows: int, size: int) -> bool:
         accounts = self._accounts
