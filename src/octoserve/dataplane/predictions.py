@@ -87,7 +87,7 @@ class Taken:
 
 
 class Accounts:
-    """Counts of one model's log, in requests. `offered` and drops of the queue are the loop's, the rest the thread's."""
+    """Counts of one model's log, in requests. `offered` and the queue's drops are the loop's, others the thread's."""
 
     def __init__(self) -> None:
         self.offered = 0

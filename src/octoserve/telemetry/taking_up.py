@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import msgspec
 
-from octoserve.core.errors import Internal, OctoserveError
+from octoserve.core.errors import Internal, OctoserveError, Unavailable
 from octoserve.telemetry.spool import MAGIC, WHOLE, folder_lock, frames, recover, segments, sync_folder
 
 PART = ".part"
@@ -53,7 +53,8 @@ def take_up(
     """Move every whole segment into the store, those of dead processes included. Blocking.
 
     damaged: a folder for segments that could not be read to their end
-    publish: steps 2 to 4, told the segment's name; raises OSError or OctoserveError where it cannot
+    publish: steps 2 to 4, told the segment's name; raises OSError or OctoserveError where it cannot, and Unavailable
+             where the store is away, so that the other segments need not be tried now
     locked:  a folder whose lock is held meanwhile, so that one process takes up at a time
     swept:   the store's folder, to be rid of part files of those who died; None where it is elsewhere
     """
@@ -73,6 +74,8 @@ def take_up(
                 _remove(segment, None if is_whole else damaged)
             except (OSError, OctoserveError) as raised:
                 failed, error = failed + 1, f"{segment.name}: {raised}"
+                if isinstance(raised, Unavailable):
+                    break
                 continue
             done, items, torn = done + 1, items + len(found), torn + (not is_whole)
     return TakenUp(done, items, torn, failed, error)

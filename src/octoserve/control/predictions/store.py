@@ -21,13 +21,14 @@ from octoserve.connectors import objects
 from octoserve.connectors.arrow import pyarrow
 from octoserve.connectors.opening import is_object
 from octoserve.control.predictions import files
+from octoserve.core.errors import Unavailable
 from octoserve.core.observation import LogSettings
 from octoserve.telemetry.predictions import Block
 from octoserve.telemetry.taking_up import Kept, TakenUp, day_of, drop_old, publish_files, take_up, to_drop
 
 _DAY = 86400.0
-_PATIENCE = timedelta(seconds=10)
-"""For one request of a store in S3: what it does not take now it is offered again in moments."""
+_REQUEST, _PATIENCE = timedelta(seconds=15), timedelta(seconds=5)
+"""For a request of a store in S3, and for its repetitions: what it does not take now it is offered again in moments."""
 _decode = msgspec.msgpack.Decoder(Block).decode
 
 
@@ -87,12 +88,15 @@ class InS3:
     def __init__(self, url: str, bucket: objects.Bucket | None = None) -> None:
         name, prefix = objects.split_url(url)
         self._prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-        self._bucket = bucket or objects.Bucket(name, request=_PATIENCE, patience=_PATIENCE)
+        self._bucket = bucket or objects.Bucket(name, request=_REQUEST, patience=_PATIENCE)
 
     def publish(self, made: dict[str, bytes]) -> None:
         """See `Place`."""
-        for name, data in made.items():
-            self._bucket.put(self._prefix + name, data)
+        try:
+            for name, data in made.items():
+                self._bucket.put(self._prefix + name, data)
+        except objects.StoreTrouble as error:
+            raise Unavailable(str(error)) from None
 
     def files(self) -> list[Kept]:
         """See `Place`."""
