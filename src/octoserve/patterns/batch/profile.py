@@ -15,6 +15,7 @@ from octoserve.connectors.arrow import Array as ArrowArray
 from octoserve.connectors.arrow import RecordBatch, pyarrow
 from octoserve.control.drift.profiling import Profiler
 from octoserve.core.bins import ProfileCounts
+from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput, OctoserveError
 from octoserve.core.profile import TEXTS, ColumnProfile, Profile
 from octoserve.core.tensors import Array
@@ -182,4 +183,7 @@ def _count(made: ProfileCounts, column: ColumnProfile, values: ArrowArray, eleme
         missing += values.null_count
         counts.add(words(values.drop_null()), missing)
     else:
-        counts.add(numbers(values, np.dtype(np.float64)), missing)
+        found = numbers(values, np.dtype(np.float64))
+        if column.datatype in ("FP32", "FP16"):  # as the model sees them, and as the profile's edges are
+            found = found.astype(DATATYPES[column.datatype].dtype)
+        counts.add(found, missing)
