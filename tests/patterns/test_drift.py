@@ -159,3 +159,20 @@ def test_a_stored_log_says_the_same_as_live(service: Served, capsys: pytest.Capt
         run(["drift", "report", "--repository", repository, "--model", "loans", "--data", f"{log}/nothing*.parquet"])
     with pytest.raises(NotFound, match="quiet version 1 has no profile"):
         run(["drift", "report", "--repository", repository, "--model", "quiet", "--data", log])
+
+
+def test_a_request_by_another_door_is_recorded_with_its_header(service: Served) -> None:
+    row = {"amount": 12.5, "age": 33.0, "ssn": 1.0, "city": "Bonn", "vip": True}
+    headers = {"x-request-id": "by-header"}
+    answer = service.ask("POST", "/v1/models/loans:predict", {"instances": [row]}, headers=headers)
+    assert answer.status == 200, answer.body
+
+    def recorded() -> list[dict[str, Any]]:
+        table = _log(service.folder)
+        return [found for found in table.to_pylist() if found["_request_id"] == "by-header"]
+
+    until(lambda: len(recorded()) == 1, 60, "its row is in the store")
+    (found,) = recorded()
+    assert (found["amount"], found["city"], found["vip"]) == (12.5, "Bonn", True)
+    assert (found["_status"], found["_version"], found["_row"]) == ("ok", 1, 0)
+    assert found["score"] == pytest.approx(0.01 * 12.5 + 0.5 * 33.0 + 1.0)
