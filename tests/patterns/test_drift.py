@@ -23,6 +23,7 @@ prediction_log: {to: predictions, rotate: 1s, exclude: [ssn, _key]}
 drift: {window: 1h, minimum: 500}
 models:
   quiet: {prediction_log: false, drift: false}
+  kept: {cache: {bytes: 1MB, ttl: 1h}, drift: false}
 """
 ROWS, AT_ONCE = 1200, 40
 OLDER = 12.0
@@ -39,6 +40,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("drift")
     observed.put(folder / "models")
     observed.put(folder / "models", "quiet")
+    observed.put(folder / "models", "kept")
     train = observed.rows(4000, seed=7)
     pa.parquet.write_table(pa.table(train), folder / "train.parquet")
     (folder / "octoserve.yaml").write_text(SPEC)
@@ -121,14 +123,15 @@ def test_a_feature_that_moves_is_named_and_the_others_stay_quiet(
 
 
 def test_the_log_holds_every_request_and_no_excluded_column(service: Served) -> None:
-    what = {labels["what"]: int(value) for name, labels, value in service.metrics() if name.endswith("log_total")}
+    page = [(labels, value) for name, labels, value in service.metrics() if name.endswith("log_total")]
+    what = {labels["what"]: int(value) for labels, value in page if labels["model"] == "loans"}
     dropped = sum(value for name, value in what.items() if name.startswith("dropped"))
     assert what["offered"] == what["written"] + dropped
     assert dropped == 0
     stored = "octoserve_prediction_log_stored_rows_total"
     until(lambda: service.total("octoserve_prediction_log_spool_bytes") == 0, 60, "all is in the store")
     table = _log(service.folder)
-    assert table.num_rows == service.total(stored) > 4 * ROWS
+    assert table.num_rows == service.total(stored, model="loans") > 4 * ROWS
     assert "ssn" not in table.column_names
     assert table.column("age").type == pa.float32()
     assert table.column("city").type == pa.string()
@@ -138,12 +141,12 @@ def test_the_log_holds_every_request_and_no_excluded_column(service: Served) -> 
     assert service.total("octoserve_prediction_log_total", model="quiet") == 0
 
 
-def _log(folder: Path) -> Any:
-    return pa.parquet.read_table(folder / "predictions")
+def _log(folder: Path, model: str = "loans") -> Any:
+    return pa.parquet.read_table(folder / "predictions" / f"model={model}")
 
 
 def test_a_stored_log_says_the_same_as_live(service: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    repository, log = str(service.folder / "models"), str(service.folder / "predictions")
+    repository, log = str(service.folder / "models"), str(service.folder / "predictions" / "model=loans")
     words = ["drift", "report", "--repository", repository, "--model", "loans", "--data", log]
     code, text = said(capsys, *words, "--json")
     report = json.loads(text)
@@ -176,3 +179,14 @@ def test_a_request_by_another_door_is_recorded_with_its_header(service: Served) 
     assert (found["amount"], found["city"], found["vip"]) == (12.5, "Bonn", True)
     assert (found["_status"], found["_version"], found["_row"]) == ("ok", 1, 0)
     assert found["score"] == pytest.approx(0.01 * 12.5 + 0.5 * 33.0 + 1.0)
+
+
+def test_an_answer_from_the_cache_is_an_answer(service: Served) -> None:
+    body = observed.request(observed.rows(1), 0, 1)
+    for number in range(6):
+        assert service.ask("POST", "/v2/models/kept/infer", body | {"id": f"k{number}"}).status == 200
+    assert service.total("octoserve_cache_requests_total", model="kept", outcome="hit") >= 4
+    until(lambda: service.total("octoserve_prediction_log_stored_rows_total", model="kept") == 6, 60, "all six")
+    table = _log(service.folder, "kept")
+    assert sorted(table.column("_request_id").to_pylist()) == [f"k{number}" for number in range(6)]
+    assert len(set(table.column("score").to_pylist())) == 1

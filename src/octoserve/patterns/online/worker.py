@@ -103,6 +103,9 @@ class Worker:
             deadlines=config.admission.deadlines,
             slos=config.admission.slos,
             judges=self._judge if config.spool else None,
+            priorities=config.admission.priorities,
+            tenants=config.admission.tenants,
+            caches=config.admission.caches,
             predictions=self._observed(registry),
         )
         self._cut_leases = registry.counter(

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 
+CACHE_TRAILER = "x-octoserve-cache"
 MAX_STREAM_IN_FLIGHT = 64
 """Requests of one stream in the data plane at once; more wait in the stream's flow-control window."""
 
@@ -76,7 +77,12 @@ class UnaryInfer(Call):
         if self.error is None:
             assert self.result is not None
             try:
-                self.grpc.reply(encode_response(self.result, self.request))
+                reply = encode_response(self.result, self.request)
+                if self.cache:
+                    self.grpc.send(reply)
+                    self.grpc.finish(trailers=((CACHE_TRAILER, self.cache),))
+                else:
+                    self.grpc.reply(reply)
                 return
             except OctoserveError as error:
                 self.error = error

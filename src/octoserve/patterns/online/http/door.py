@@ -21,7 +21,7 @@ from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.families import Families
 from octoserve.patterns.online.http.head import Handler, Head
 from octoserve.patterns.online.http.infer_head import InferHead
-from octoserve.patterns.online.http.routes import Answer, Route, get, method, respond_to
+from octoserve.patterns.online.http.routes import CACHE_HEADER, Answer, Route, get, method, respond_to
 from octoserve.patterns.online.service import ServerMetadata, Service
 from octoserve.patterns.online.settings import DOORS, Limits
 from octoserve.telemetry.metrics import Metric
@@ -76,7 +76,7 @@ class HttpCall(Call):
             respond_to(connection, Internal("the answer could not be encoded; the server's log has the reason"))
             return
         accept = self.infer.accept
-        if header_length is None and not (accept and len(body) >= COMPRESS_FROM):
+        if header_length is None and not (accept and len(body) >= COMPRESS_FROM) and not self.cache:
             connection.respond_json(body)
             return
         headers = "content-type: application/json"
@@ -85,6 +85,8 @@ class HttpCall(Call):
         if accept and COMPRESS_FROM <= len(body) <= COMPRESS_TO:
             body = compress(body, accept)
             headers += f"\r\ncontent-encoding: {accept}"
+        if self.cache:
+            headers += f"\r\n{CACHE_HEADER}: {self.cache}"
         connection.respond(200, body, headers)
 
 

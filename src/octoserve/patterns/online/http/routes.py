@@ -12,6 +12,8 @@ from octoserve.patterns.online.http.head import Handler, Head
 
 Answer = Callable[[Connection, bytes], None]
 Route = tuple[Handler, Any]
+CACHE_HEADER = "x-octoserve-cache"
+"""Says whether an answer was kept (`hit`) or computed (`miss`), where the model has a cache."""
 
 
 class Family(Protocol):

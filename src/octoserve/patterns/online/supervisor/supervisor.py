@@ -29,6 +29,7 @@ from octoserve.control.rollout.store import Ledger, SqliteStore
 from octoserve.control.rollout.values import IN_PROCESS
 from octoserve.control.snapshot import ModelWishes
 from octoserve.control.store import Store
+from octoserve.core.admission import CacheLimits
 from octoserve.core.errors import OctoserveError, SettingsError, Unavailable
 from octoserve.core.names import is_loopback
 from octoserve.patterns.online.link.messages import Drain, Hello, Operation, OperationReply, ToSupervisor
@@ -240,6 +241,9 @@ class Supervisor:
                 deadlines=deadlines_of(settings),
                 slos=settings.slos(),
                 max_batch_bytes=settings.max_batch_bytes,
+                priorities=settings.admission.levels(),
+                tenants=settings.admission.rules(settings.workers),
+                caches=caches_of(settings),
             ),
             spool=str(self._spool()),
             observations=settings.observations(),
@@ -505,17 +509,15 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     )  # fmt: skip
     threads = {name: section.threads for name, section in settings.models.items() if section.threads}
     batching = {name: section.batching.model_dump() for name, section in settings.models.items()}
-    fixed = (
-        __version__,
-        told,
-        ports,
-        threads,
-        batching,
-        deadlines_of(settings),
-        settings.slos(),
-        settings.observations(),
-    )
+    shares = settings.admission.rules(settings.workers)  # of as many as there are
+    promised = deadlines_of(settings), settings.slos(), settings.observations(), shares, caches_of(settings)
+    fixed = (__version__, told, ports, threads, batching, *promised)
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
+
+
+def caches_of(settings: ServeSettings) -> dict[str, CacheLimits]:
+    """What a worker keeps, of the models whose answers are kept."""
+    return {name: section.cache.limits() for name, section in settings.models.items() if section.cache is not None}
 
 
 def rollout_store(settings: ServeSettings) -> Callable[[], Ledger]:
@@ -557,6 +559,7 @@ def wishes_of(section: ModelSection | None, settings: ServeSettings) -> ModelWis
         threads=section.threads,
         batching=section.batching.enabled,
         max_batch_rows=section.batching.max_rows,
+        cached=section.cache is not None,
     )
 
 
