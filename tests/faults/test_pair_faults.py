@@ -11,10 +11,12 @@ from collections import Counter
 import msgspec
 import pytest
 
-from octoserve.patterns.shadow import store
-from octoserve.telemetry.pairs import Pair, frames, recover, segments
+from octoserve.telemetry.pairs import Pair
+from octoserve.telemetry.spool import frames, recover, segments
+from octoserve.telemetry.taking_up import PART, read_segment
 from support.pairs import GROUPS, Killed, keys, spooled
 
+DECODE = msgspec.msgpack.Decoder(Pair).decode
 STEPS = ("fsync", "replace", "unlink")
 
 
@@ -44,8 +46,9 @@ EVERY = Counter({f"k{i}": 1 for i in range(5)})
 KILLED = """
 import os, sys
 from pathlib import Path
-from octoserve.telemetry.pairs import Pair, PairSpool
-spool = PairSpool(Path(sys.argv[1]), "w0")
+from octoserve.telemetry.pairs import Pair
+from octoserve.telemetry.spool import Spool
+spool = Spool(Path(sys.argv[1]), "w0")
 for i in range(7):
     assert spool.append(Pair(endpoint="m", rollout="r", time=float(i), stable_version=1, candidate_version=2))
 print("appended", flush=True)
@@ -87,11 +90,13 @@ def test_killed_at_every_step_each_pair_is_there_once(tmp_path, after):
                 break
         seen = keys(pairs)
         assert seen <= EVERY, "never twice, also before the repair"
-        in_spool = sum(len(store._read_segment(path)[0]) for path in segments(pairs.spool))
+        in_spool = sum(
+            len(read_segment(path, msgspec.msgpack.Decoder(Pair).decode)[0]) for path in segments(pairs.spool)
+        )
         assert seen.total() + in_spool >= 5, "never lost"
         pairs.convert()
         assert keys(pairs) == EVERY
         assert pairs.count() == 5
         assert segments(pairs.spool) == []
-        assert not list(pairs.folder.rglob(f"*{store.PART}"))
+        assert not list(pairs.folder.rglob(f"*{PART}"))
     assert at > 20, "the steps were counted"

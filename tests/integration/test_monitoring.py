@@ -91,7 +91,7 @@ def firing(folder: Path, series: dict[str, str], at: dict[str, set[tuple[str, ..
 
 def _labels(*values: str) -> str:
     named = zip(("alertname", "severity", "promise", "model"), values, strict=True)
-    return "{" + ",".join(f"{name}={json.dumps(value)}" for name, value in named) + "}"
+    return "{" + ",".join(f"{name}={json.dumps(value)}" for name, value in named if value) + "}"
 
 
 def counter(kind: str, model: str, objective: str, instance: str = "a", job: str = "octoserve") -> str:
@@ -203,6 +203,31 @@ def test_a_service_that_is_gone_or_without_workers_pages(rendered: Path) -> None
     }
     (rendered / "played.yml").write_text(yaml.safe_dump(tests))
     promtool("test", "rules", "played.yml", folder=rendered)
+
+
+def test_what_moves_and_stays_moved_is_a_ticket_and_gaps_in_the_log_are(tmp_path: Path) -> None:
+    path = tmp_path / "octoserve.yaml"
+    path.write_text(
+        "repository: models\ndrift: true\nprediction_log: {to: log}\n"
+        "models:\n  fraud: {drift: {alert: 0.5}}\n  echo: {drift: false}\n"
+    )
+    with pytest.raises(SystemExit):
+        run(["deploy", "monitoring", "--spec", str(path), "--out", str(tmp_path / "out")])
+    out = tmp_path / "out"
+    promtool("check", "rules", RULES, folder=out)
+
+    def gauge(name: str, model: str) -> str:
+        return f'octoserve_drift_{name}{{job="octoserve",instance="a",model="{model}",version="1",feature="age"}}'
+
+    series = {}
+    for model, value, chance in (("fraud", 0.4, 0.02), ("wine", 0.4, 0.02), ("echo", 0.9, 0.02), ("few", 0.4, 0.45)):
+        series[gauge("psi", model)] = f"0x10 {value}x40"
+        series[gauge("psi_chance", model)] = f"{chance}x50"
+    log = 'octoserve_prediction_log_total{job="octoserve",instance="a",model="wine",what="%s"}'
+    series[log % "dropped_spool_full"] = "0x30 0+5x20"
+    series[log % "written"] = "0+100x50"
+    drift, gaps = ("OctoserveDrift", "ticket", "", "wine"), ("OctoservePredictionLogDrops", "ticket", "", "wine")
+    firing(out, series, {"20m": set(), "28m": {drift}, "45m": {drift, gaps}})
 
 
 # The dashboard

@@ -12,7 +12,8 @@ import numpy as np
 from octoserve.core.comparison import Deviation
 from octoserve.core.tensors import Tensor
 from octoserve.patterns.shadow.store import PairStore, Query
-from octoserve.telemetry.pairs import Pair, PairSpool, RawTensor
+from octoserve.telemetry.pairs import Pair, RawTensor
+from octoserve.telemetry.spool import Spool
 
 NOON = 1795521600.0
 """2026-11-24T12:00:00Z"""
@@ -46,7 +47,7 @@ def pair(i: int = 0, **more: Any) -> Pair:
 def spooled(folder: Path, *groups: Iterable[Pair]) -> PairStore:
     """Each group in a whole segment of its own."""
     for group in groups:
-        spool = PairSpool(folder / "spool", "w0")
+        spool = Spool(folder / "spool", "w0")
         for one in group:
             assert spool.append(one)
         spool.close()

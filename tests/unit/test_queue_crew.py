@@ -20,7 +20,7 @@ from octoserve.patterns.message_queue.settings import QueueSettings
 from octoserve.routing.plan import BUCKETS, MirrorTo, RoutePlan, split_arms
 from octoserve.runtimes.onnx import OnnxRuntime
 from octoserve.telemetry.metrics import Registry
-from octoserve.telemetry.pairs import frames
+from octoserve.telemetry.spool import frames
 from support.graphs import flawed_model, versioned_model
 from support.queues import Ticking, message
 from support.supervised import until

@@ -28,7 +28,8 @@ from octoserve.core.evidence import PairEvidence, Stratum
 from octoserve.core.tensors import Tensor
 from octoserve.patterns.shadow.build import build
 from octoserve.patterns.shadow.store import PairStore
-from octoserve.telemetry.pairs import NOISE, SHADOW, Pair, PairSpool, RawTensor
+from octoserve.telemetry.pairs import NOISE, SHADOW, Pair, RawTensor
+from octoserve.telemetry.spool import Spool
 
 NOON = 1795521600.0
 COMPARISON = Comparison({"score": {"absolute": 0.1}})
@@ -67,7 +68,7 @@ def pair(i, stable, candidate, **more):
 
 
 def of(folder, pairs, **more):
-    spool = PairSpool(folder / "spool", "w0")
+    spool = Spool(folder / "spool", "w0")
     for one in pairs:
         assert spool.append(one)
     spool.close()

@@ -16,14 +16,15 @@ from octoserve.control.report.readable import TEXT_BYTES, elements_of, flat, rea
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.shadow import parquet, store
 from octoserve.patterns.shadow.store import PairStore, Query
-from octoserve.telemetry.pairs import NOISE, segments
+from octoserve.telemetry.pairs import NOISE
+from octoserve.telemetry.spool import segments
 from support.pairs import DAY, GROUPS, NOON, Killed, keys, pair, spooled, tensor
 
 
 def test_pairs_go_from_the_spool_to_their_days(tmp_path):
     pairs = spooled(tmp_path, [pair(0), pair(1), pair(2, time=NOON + DAY), pair(3, rollout="r2")], [pair(4)])
     done = pairs.convert()
-    assert (done.segments, done.pairs, done.damaged, done.failed) == (2, 5, 0, 0)
+    assert (done.segments, done.items, done.damaged, done.failed) == (2, 5, 0, 0)
     assert segments(pairs.spool) == []
     places = Counter(str(path.parent.relative_to(pairs.folder)) for path in pairs.files())
     assert places == {
@@ -95,10 +96,10 @@ def test_rows_are_counted_before_anything_is_published(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(parquet, "count", lambda path: 1)
         done = pairs.convert()
-    assert (done.failed, done.pairs) == (1, 0)
-    assert "1 of 2 pairs" in done.error
+    assert (done.failed, done.items) == (1, 0)
+    assert "1 of 2 rows" in done.error
     assert pairs.files() == []
-    assert pairs.convert().pairs == 2
+    assert pairs.convert().items == 2
 
 
 def test_one_bad_segment_holds_up_no_other(tmp_path, monkeypatch):
@@ -115,7 +116,7 @@ def test_one_bad_segment_holds_up_no_other(tmp_path, monkeypatch):
         done = pairs.convert()
     assert (done.segments, done.failed) == (2, 1)
     assert "No space left" in done.error
-    assert pairs.convert().pairs == 1
+    assert pairs.convert().items == 1
     assert keys(pairs) == {"k0": 1, "k1": 1, "k2": 1}
 
 
@@ -126,7 +127,7 @@ def test_a_damaged_segment_gives_what_is_whole_and_is_put_aside(tmp_path):
     data[-3] ^= 1
     segment.write_bytes(data)
     done = pairs.convert()
-    assert (done.pairs, done.damaged) == (2, 1)
+    assert (done.items, done.damaged) == (2, 1)
     assert segments(pairs.spool) == []
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == [segment.name]
     pairs.retain(days=1, max_bytes=1 << 30, now=segment_time(tmp_path) + 3 * DAY)
@@ -143,7 +144,7 @@ def test_the_segment_of_a_dead_worker_is_converted_too(tmp_path):
     data = segment.read_bytes()
     segment.with_suffix(".open").write_bytes(data[:-1])
     segment.unlink()
-    assert pairs.convert().pairs == 1
+    assert pairs.convert().items == 1
 
 
 def test_filters(tmp_path):

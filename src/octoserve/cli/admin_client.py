@@ -122,6 +122,13 @@ class AdminClient:
             raise NotFound(f"the service at {self.url} knows no SLOs; is that its admin port (8082 by default)?")
         return self._object(self._good(status, content))
 
+    def drift(self) -> dict[str, Any]:
+        """How far each version's live rows are from its reference profile: `GET /api/drift`."""
+        status, content = self._exchange("GET", "/api/drift")
+        if status == _UNKNOWN:
+            raise NotFound(f"the service at {self.url} watches no drift; is that its admin port (8082 by default)?")
+        return self._object(self._good(status, content))
+
     # --- changes ----------------------------------------------------------------------------------------
 
     def start(self, endpoint: str, wish: dict[str, Any]) -> dict[str, Any]:

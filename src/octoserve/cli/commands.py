@@ -12,10 +12,11 @@ import typer
 COMMANDS = {
     "serve": ("octoserve.cli.serve", "Serve a model repository over HTTP and gRPC."),
     "sagemaker": ("octoserve.cli.sagemaker", "Serve /opt/ml/model as SageMaker's containers do."),
-    "model": ("octoserve.cli.model", "A model repository: list, inspect, verify, import, init."),
+    "model": ("octoserve.cli.model", "A model repository: list, inspect, verify, profile, import, init."),
     "security": ("octoserve.cli.security", "Who may ask: make a key for a caller."),
     "spec": ("octoserve.cli.spec", "Check a settings file, or print its JSON Schema."),
     "rollout": ("octoserve.cli.rollout", "Roll out a version: start, watch, approve, abort, roll back."),
+    "drift": ("octoserve.cli.drift", "How far live data has moved from what a version was made with: status, report."),
     "batch": ("octoserve.cli.batch", "Score a table: run, resume, status, verify, list."),
     "queue": ("octoserve.cli.queue", "Score messages: run, send, tail, lag, dlq."),
     "deploy": ("octoserve.cli.deploy", "Render what other systems need to run it or to watch it: emr, monitoring."),

@@ -1,4 +1,4 @@
-"""`octoserve deploy monitoring`: Prometheus rules and a Grafana dashboard for the SLOs of a spec."""
+"""`octoserve deploy monitoring`: Prometheus rules and a Grafana dashboard for the SLOs and the drift of a spec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from octoserve.core.errors import SettingsError
 def monitoring(
     out: Annotated[Path, typer.Option(help="A folder for the files.")],
     spec: Annotated[
-        Path | None, typer.Option(envvar="OCTOSERVE_SPEC", help="Settings file with `slo` in it, as serve reads it.")
+        Path | None,
+        typer.Option(envvar="OCTOSERVE_SPEC", help="Settings file with `slo` or `drift` in it."),
     ] = None,
     job: Annotated[str, typer.Option(help="What Prometheus calls what it scrapes: the label `job`.")] = "octoserve",
     target: Annotated[
@@ -21,7 +22,7 @@ def monitoring(
         typer.Option(help="host:port of a replica's admin port; several are fine.", show_default="this machine's"),
     ] = None,
 ) -> None:
-    """Render Prometheus alert rules and a Grafana dashboard for the SLOs. Nothing is sent."""
+    """Render Prometheus alert rules and a Grafana dashboard for SLOs and drift. Nothing is sent."""
     from octoserve import spec as settings_file
     from octoserve.deploy.monitoring import Monitoring, render
 
@@ -31,6 +32,7 @@ def monitoring(
         raise SettingsError("job: a name is wanted, an empty one came; leave --job out for octoserve")
     settings = settings_file.load({"repository": "."}, environ={}, spec=spec)
     targets = tuple(target or [f"127.0.0.1:{settings.admin_port}"])
-    for path in render(Monitoring(slos=settings.slos(), job=job, targets=targets), out):
+    wanted = Monitoring(slos=settings.slos(), observations=settings.observations(), job=job, targets=targets)
+    for path in render(wanted, out):
         print(path)
     print(f"next: {out / 'README.md'}")

@@ -1,4 +1,7 @@
-"""`octoserve model list | inspect | verify | import | init`: a local repository as it lies there, no service needed."""
+"""`octoserve model list | inspect | verify | profile | import | init`: a local repository as it lies there.
+
+No service is needed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from octoserve.cli import model_import
+from octoserve.cli import model_import, model_profile
 from octoserve.control.store import FILE, Store
 from octoserve.core.errors import BrokenVersion, NotFound, SettingsError
 from octoserve.repository.layout import DiskState, Refused, VersionOnDisk, version_number
@@ -19,6 +22,7 @@ from octoserve.repository.local import LocalRepository
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("import")(model_import.import_)
 app.command("init")(model_import.init)
+app.command("profile")(model_profile.profile)
 
 Repository = Annotated[
     Path, typer.Option("--repository", envvar="OCTOSERVE_REPOSITORY", help="Folder of <model>/<version>/.")

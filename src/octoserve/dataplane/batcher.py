@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -38,6 +39,9 @@ from octoserve.dataplane.traced import Run, given_up
 from octoserve.dataplane.traced import run as traced_run
 from octoserve.lifecycle.lease import Handle
 from octoserve.telemetry.tracing import Tracer, active
+
+if TYPE_CHECKING:
+    from octoserve.dataplane.predictions import Predictions
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,8 @@ class Batcher:
         """Where this queue's answers are kept; set by who publishes the version."""
         self.counted = False
         """Whether an arm of a split may want to know what comes of its calls."""
+        self.predictions: Predictions | None = None
+        """Who records answers, or watches their drift."""
         self._levels = None if limits.priorities is None else Levels(limits.priorities)
         self._waiting: deque[Call] | Levels = deque() if self._levels is None else self._levels
         self._running: list[Call] = []
@@ -116,6 +122,7 @@ class Batcher:
             self._tracer,
         )  # fmt: skip
         second.cache = None if self.cache is None else self.cache.beside()
+        second.predictions = self.predictions
         return second
 
     # --- in ------------------------------------------------------------------------------------------
@@ -201,7 +208,7 @@ class Batcher:
         if call.batcher is None:
             return
         self._leave(call)
-        self.statistics.failed(call.door, error.reason, self._clock() - call.arrived)
+        self._count_failure(call, error)
         if call.arm is not None:
             call.arm.failed(call, error.reason)
         try:
@@ -387,6 +394,8 @@ class Batcher:
             self.cache.keep(delivered)
         if self.counted:
             self._count(delivered, latencies)
+        if self.predictions is not None:
+            self.predictions.answered(self.handle, delivered, latencies, ran)
 
     def _count(self, delivered: Sequence[Call], latencies: Sequence[float]) -> None:
         """Tell the arms of a split; mostly all calls of a run are of one arm."""
@@ -406,10 +415,16 @@ class Batcher:
         self._leave(call)
         call.error = error
         self._answer(call)
-        self.statistics.failed(call.door, error.reason, self._clock() - call.arrived)
+        self._count_failure(call, error)
         if call.arm is not None:
             # Inputs that a model refuses count against it: those that all versions refuse come to all arms alike.
             call.arm.failed(call, "refused" if error.reason == "invalid" else error.reason)
+
+    def _count_failure(self, call: Call, error: OctoserveError) -> None:
+        seconds = self._clock() - call.arrived
+        self.statistics.failed(call.door, error.reason, seconds)
+        if self.predictions is not None:
+            self.predictions.failed(self.handle, call, seconds, error.reason)
 
     def _answer(self, call: Call) -> None:
         try:

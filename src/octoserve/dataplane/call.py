@@ -88,6 +88,10 @@ class Call:
         """A request parameter; None without it."""
         return None
 
+    def request_id(self) -> str:
+        """What the client calls this request; "" where it gave it no name."""
+        return self.header("x-request-id") or ""
+
     def remake(self, signature: Signature) -> None:
         """The inputs as a version of this signature takes them; asked where `made_for` is another."""
         raise NotImplementedError(f"{type(self).__name__} has `made_for`, and must say how it is read again")

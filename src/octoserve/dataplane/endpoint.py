@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,9 @@ from octoserve.routing.plan import RoutePlan
 from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.tracing import ACTIVE, Span, Tracer
 
+if TYPE_CHECKING:
+    from octoserve.dataplane.predictions import AllPredictions
+
 log = logging.getLogger(__name__)
 
 _MAX_DIRECT = 1024
@@ -64,6 +68,7 @@ class DataPlane:
         tenants: TenantRules | None = None,
         caches: Mapping[str, CacheLimits] | None = None,
         tracer: Tracer | None = None,
+        predictions: AllPredictions | None = None,
     ) -> None:
         """caches: of the models whose answers are kept"""
         self._metrics = Metrics(registry, levels=priorities is not None)
@@ -82,6 +87,7 @@ class DataPlane:
         self._any_deadline = bool(self._deadlines) or default_deadline is not None
         self.clock = clock
         self._slos = SloCounts(registry, slos)
+        self._predictions = predictions
         self._batchers: dict[tuple[str, int], Batcher] = {}
         self._baselines: dict[tuple[str, int], Batcher] = {}
         """A second queue of a version that is compared with its candidate on equal footing."""
@@ -117,6 +123,8 @@ class DataPlane:
         limits = BatchLimits(ref.max_batch_rows, self._max_batch_bytes, self._max_queue, self._priorities)
         kind = LanesBatcher if handle.lanes else Batcher
         batcher = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget, self.tracer)
+        if self._predictions is not None:
+            batcher.predictions = self._predictions.of(handle)
         if self._kept is not None and ref.cached and ref.model in self._caches:
             batcher.cache = self._kept.cache_of(ref.model, self._caches[ref.model], self.clock).opened()
         before = self._batchers.get(key)
@@ -285,7 +293,10 @@ class DataPlane:
             call.answered()
         except Exception:
             log.exception("an answer could not be written")
-        batcher.statistics.hit(call.door, self.clock() - call.arrived)
+        took = self.clock() - call.arrived
+        batcher.statistics.hit(call.door, took)
+        if batcher.predictions is not None and call.result is not None:
+            batcher.predictions.answered(batcher.handle, [call], [took], call.result.ran)
         return True
 
     def _follow(self, tracer: Tracer, call: Call) -> None:

@@ -9,7 +9,8 @@ from octoserve.core.comparison import Comparison, Difference
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.mirror import Copy
 from octoserve.routing.plan import RoutePlan
-from octoserve.telemetry.pairs import Pair, PairSpool, RawTensor
+from octoserve.telemetry.pairs import Pair, RawTensor
+from octoserve.telemetry.spool import Spool
 
 SEGMENT_SECONDS = 10.0
 """How soon a pair may be read by others."""
@@ -26,7 +27,7 @@ class PairJudge:
         self._plan = plan
         self._version = version
         self._comparison = Comparison(plan.tolerance)
-        self._spool = PairSpool(folder, name, segment_seconds=SEGMENT_SECONDS)
+        self._spool: Spool[Pair] = Spool(folder, name, segment_seconds=SEGMENT_SECONDS)
 
     def compare(self, stable: Sequence[Tensor], others: Sequence[Tensor]) -> Difference:
         """See `mirror.Judge`."""

@@ -1,4 +1,4 @@
-"""What a Prometheus and a Grafana need to watch the SLOs: rules, a scrape configuration, a dashboard. Nothing is sent.
+"""What a Prometheus and a Grafana need to watch SLOs, drift and the prediction log. Nothing is sent.
 
 The alerts are those of "The Site Reliability Workbook", chapter 5 (several windows, several burn rates), over recorded
 shares of bad requests. They go by the counters alone: a supervisor that restarts forgets its burn rates, a Prometheus
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from octoserve.core.errors import SettingsError
+from octoserve.core.observation import Observations
 from octoserve.core.slo import DAY, WINDOWS, BurnAlert, Slo, Slos, alerts
 from octoserve.deploy.dashboard import dashboard
 
@@ -27,7 +28,8 @@ _DOCS = "docs/slo.md"
 class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
     """job: the label that Prometheus gives to what it scrapes; targets: host:port of each replica's admin port."""
 
-    slos: Slos
+    slos: Slos = Slos()
+    observations: Observations = Observations()
     job: str = "octoserve"
     targets: tuple[str, ...] = ("127.0.0.1:8082",)
 
@@ -36,10 +38,10 @@ def render(wanted: Monitoring, out: Path) -> list[Path]:
     """Write the files; their paths. Raises SettingsError where nothing is promised, or nothing can be written."""
     import yaml
 
-    if not wanted.slos.any():
+    if not wanted.slos.any() and not wanted.observations.any():
         raise SettingsError(
             "slo: a promise is wanted, none is made; write for example "
-            "`slo: {latency_p99: 100ms, availability: 99.9%}` into the spec and name it with --spec"
+            "`slo: {latency_p99: 100ms, availability: 99.9%}`, or `drift: true`, into the spec and name it with --spec"
         )
     texts = {
         RULES: yaml.safe_dump(rules(wanted), sort_keys=False, allow_unicode=True, width=1000),
@@ -65,6 +67,7 @@ def rules(wanted: Monitoring) -> dict[str, Any]:
             {"name": "octoserve-slo-shares", "interval": "30s", "rules": [_share(w, wanted.job) for w in WINDOWS]},
             {"name": "octoserve-slo", "interval": "30s", "rules": burning},
             {"name": "octoserve-service", "interval": "30s", "rules": _service(wanted.job)},
+            {"name": "octoserve-drift", "interval": "30s", "rules": list(_observed(wanted))},
         ]
     }
 
@@ -88,8 +91,7 @@ def _scopes(slos: Slos) -> Iterator[tuple[str, str, Slo]]:
         if slo is not None:
             yield model, f'model="{_quoted(model)}"', slo
     if slos.default is not None:
-        own = "|".join(_SPECIAL.sub(r"\\\1", model) for model in slos.models)
-        yield "*", f'model!~"{_quoted(own)}"' if own else 'model!=""', slos.default
+        yield "*", _others(slos.models), slos.default
 
 
 def _quoted(text: str) -> str:
@@ -157,10 +159,53 @@ def _service(job: str) -> list[dict[str, Any]]:
     ]
 
 
+def _observed(wanted: Monitoring) -> Iterator[dict[str, Any]]:
+    observations, job = wanted.observations, f'job="{_quoted(wanted.job)}"'
+    own = {model: observed.drift for model, observed in observations.models.items()}
+    scopes = [(f'model="{_quoted(model)}"', drift) for model, drift in own.items()]
+    scopes.append((_others(own), observations.default.drift))
+    for where, drift in scopes:
+        if drift is None:
+            continue
+        yield {
+            "alert": "OctoserveDrift",
+            # Replicas measure what each of them got: the one that sees most of it counts.
+            "expr": f"max by (model, version, feature) (octoserve_drift_psi{{{job},{where}}} > {drift.alert:g} "
+            f"and octoserve_drift_psi{{{job},{where}}} > octoserve_drift_psi_chance{{{job},{where}}})",
+            "for": "15m",
+            "labels": {"severity": "ticket"},
+            "annotations": {
+                "summary": "{{ $labels.model }} version {{ $labels.version }}: {{ $labels.feature }} has moved",
+                "description": "PSI against the version's profile is {{ $value | humanize }}, more than "
+                f"{drift.alert:g}. octoserve drift report {{{{ $labels.model }}}} says from where to where.",
+                "runbook": "docs/drift.md",
+            },
+        }
+    if observations.any_log():
+        yield {
+            "alert": "OctoservePredictionLogDrops",
+            "expr": "sum by (model, what) (increase("
+            f'octoserve_prediction_log_total{{{job},what=~"dropped_.+",what!="dropped_closed"}}[15m])) > 0',
+            "for": "5m",
+            "labels": {"severity": "ticket"},
+            "annotations": {
+                "summary": "{{ $labels.model }}: the prediction log has gaps, {{ $labels.what }}",
+                "runbook": "docs/prediction-log.md",
+            },
+        }
+
+
+def _others(models: Iterable[str]) -> str:
+    """The matcher of all models but these."""
+    own = "|".join(_SPECIAL.sub(r"\\\1", model) for model in models)
+    return f'model!~"{_quoted(own)}"' if own else 'model!=""'
+
+
 def _windows(slos: Slos) -> list[str]:
     """Windows of all promises in days, as PromQL writes them."""
     made = [slos.default, *slos.models.values()]
-    return sorted({f"{round(slo.window / DAY)}d" for slo in made if slo is not None}, key=lambda days: -int(days[:-1]))
+    days = {f"{round(slo.window / DAY)}d" for slo in made if slo is not None} or {f"{round(Slo().window / DAY)}d"}
+    return sorted(days, key=lambda each: -int(each[:-1]))
 
 
 def _scrape(wanted: Monitoring) -> dict[str, Any]:
@@ -172,9 +217,9 @@ def _scrape(wanted: Monitoring) -> dict[str, Any]:
 
 
 def _readme(wanted: Monitoring) -> str:
-    return f"""# Watching octoserve's promises
+    return f"""# Watching octoserve
 
-Rendered from the `slo` sections of the spec; render again when they change.
+Rendered from the `slo`, `drift` and `prediction_log` sections of the spec; render again when they change.
 
 - `{RULES}`: recording rules and alerts. `promtool check rules {RULES}`; put it under `rule_files` of Prometheus.
 - `{SCRAPE}`: a Prometheus configuration with nothing else in it. `promtool check config {SCRAPE}`. In one of your own

@@ -18,12 +18,14 @@ from pydantic_core import ErrorDetails
 
 from octoserve.core.errors import SettingsError
 from octoserve.core.names import is_loopback
+from octoserve.core.observation import Observations, Observed
 from octoserve.core.slo import Slos
 from octoserve.core.trace_context import Tracing
 from octoserve.spec.admission import AdmissionSection, CacheSection
 from octoserve.spec.asynchronous import AsyncSection
 from octoserve.spec.backend import BackendSection
 from octoserve.spec.batch import BatchSection
+from octoserve.spec.observation import DriftSection, OptionalDrift, OptionalLog, PredictionLogSection
 from octoserve.spec.queue import QueueSection
 from octoserve.spec.rollout import AnalysisSection, BreakerSection, MetricSection, RolloutSection, StepSection
 from octoserve.spec.security import JwtSection, SecuritySection, TlsSection
@@ -43,9 +45,11 @@ __all__ = [
     "Batching",
     "BreakerSection",
     "CacheSection",
+    "DriftSection",
     "JwtSection",
     "MetricSection",
     "ModelSection",
+    "PredictionLogSection",
     "QueueSection",
     "RolloutSection",
     "SecuritySection",
@@ -65,7 +69,10 @@ __all__ = [
 PREFIX = "OCTOSERVE_"
 SECRETS = ("admin_token", "rollout_store")
 """Fields that no error and no listing shows."""
-SECTIONS = ("models", "admission", "slo", "rollout", "batch", "queue", "asynchronous", "tracing", "security")
+SECTIONS = (
+    "models", "admission", "slo", "prediction_log", "drift", "rollout", "batch", "queue", "asynchronous", "tracing",
+    "security",
+)  # fmt: skip
 """Fields that have no one-line form: neither flags nor variables."""
 
 Door = Literal["v1", "mlflow", "predict", "openapi"]
@@ -112,6 +119,10 @@ class ModelSection(Section):
     """Whether its answers are kept for who asks the same again: `{bytes: 64MB, ttl: 60s}`. See docs/cache.md."""
     slo: OptionalSlo = None
     """What this model promises, instead of the service's `slo`; `false` for nothing. See docs/slo.md."""
+    prediction_log: OptionalLog = None
+    """What is recorded of this model, taken whole instead of the service's `prediction_log`; `false` for nothing."""
+    drift: OptionalDrift = None
+    """How this model's drift is watched, taken whole instead of the service's `drift`; `false` for not at all."""
     rollout: RolloutSection | None = None
     """How this model's new versions meet production; taken whole, instead of the service's `rollout`."""
 
@@ -134,6 +145,11 @@ class ServeSettings(Section):
     """Who is let in first, and how much each tenant may ask. See docs/admission.md."""
     slo: OptionalSlo = None
     """What every model promises: `{latency_p99: 20ms, availability: 99.9%, window: 30d}`. See docs/slo.md."""
+    prediction_log: OptionalLog = None
+    """Requests and answers of every model, recorded: `{to: predictions, sample: 10%}`. See docs/prediction-log.md."""
+    drift: OptionalDrift = None
+    """Drift of every model that has a reference profile, watched: `true`, or `{window: 1h, minimum: 1000}`. See
+    docs/drift.md."""
     rollout: RolloutSection = RolloutSection()
     """How new versions meet production: blue-green, canary or shadow. See docs/rollouts.md."""
     batch: BatchSection = BatchSection()
@@ -223,9 +239,28 @@ class ServeSettings(Section):
         """What is recorded of requests; None for nothing. Raises SettingsError for a variable that says nonsense."""
         return tracing_of(self.tracing, os.environ)
 
+    def observations(self) -> Observations:
+        """What is observed of each model. Raises SettingsError."""
+        default = _observed("", self.prediction_log, self.drift)
+        models = {}
+        for name, section in self.models.items():
+            given = section.model_fields_set
+            record = section.prediction_log if "prediction_log" in given else self.prediction_log
+            models[name] = _observed(f"models.{name}.", record, section.drift if "drift" in given else self.drift)
+        return Observations(default=default, models={n: one for n, one in models.items() if one != default})
+
     def clients_may_load(self) -> bool:
         """`repository_api`, or what is the default for this `host`."""
         return is_loopback(self.host) if self.repository_api is None else self.repository_api
+
+
+def _observed(where: str, record: PredictionLogSection | None, drift: DriftSection | None) -> Observed:
+    if record is not None and drift is not None and drift.sample not in (None, record.sample):
+        raise SettingsError(
+            f"{where}drift.sample: requests are drawn once, for the prediction log too, whose sample is "
+            f"{record.sample:g}; {drift.sample:g} came: leave it out"
+        )
+    return Observed(log=record.settings() if record else None, drift=drift.settings() if drift else None)
 
 
 def cores() -> int:
@@ -275,10 +310,12 @@ def check(values: Mapping[str, Any], source: Mapping[str, str], path: str = "") 
             "pass --repository, set OCTOSERVE_REPOSITORY or write `repository:` into the spec"
         )
     try:
-        return ServeSettings.model_validate(dict(values))
+        settings = ServeSettings.model_validate(dict(values))
     except ValidationError as error:
         lines = [_explain(detail, source, path) for detail in error.errors()]
         raise SettingsError("\n".join(lines)) from None
+    settings.observations()  # what two sections say must go together
+    return settings
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -303,6 +340,9 @@ def read(path: Path) -> dict[str, Any]:
     _security_from_folder_of(path, data.get("security"))
     models = data.get("models")
     for section in (data, *(models.values() if isinstance(models, dict) else ())):
+        record = section.get("prediction_log") if isinstance(section, dict) else None
+        if isinstance(record, dict) and "://" not in str(record.get("to")):
+            _from_folder_of(path, record, ("to",))
         rollout = section.get("rollout") if isinstance(section, dict) else None
         backend = rollout.get("backend") if isinstance(rollout, dict) else None
         if isinstance(backend, dict):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 Labels = tuple[str, ...]
+TALLY = "tally"
+"""A kind of family: counts by place, added up as histograms are, for the supervisor alone and on no page."""
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
@@ -20,7 +22,7 @@ class Family(msgspec.Struct, frozen=True, array_like=True):
     """All series of one name."""
 
     name: str
-    kind: str  # counter | gauge | histogram
+    kind: str  # counter | gauge | histogram | TALLY
     help: str
     label_names: Labels
     bounds: tuple[float, ...]

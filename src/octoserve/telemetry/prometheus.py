@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from octoserve.telemetry.families import Family, Labels, Sample
+from octoserve.telemetry.families import TALLY, Family, Labels, Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _decode = msgspec.msgpack.Decoder(list[Family]).decode
@@ -17,7 +17,7 @@ def render(snapshots: Sequence[bytes], extra: Iterable[Family] = ()) -> bytes:
     """The page that Prometheus scrapes: all snapshots added up, then `extra` families."""
     families = [family for snapshot in snapshots for family in _decode(snapshot)]
     lines: list[str] = []
-    for family in merge([*families, *extra]):
+    for family in merge(family for family in (*families, *extra) if family.kind != TALLY):
         lines.append(f"# HELP {family.name} {_escape_help(family.help)}")
         lines.append(f"# TYPE {family.name} {family.kind}")
         for sample in family.samples:

@@ -6,14 +6,17 @@ enters the page by `_e`.
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from octoserve.control.analysis.verdict import Outcome, Verdict
 from octoserve.control.report import wording as w
+from octoserve.control.report.markup import escaped as _e
+from octoserve.control.report.markup import notes, page
+from octoserve.control.report.markup import section as _section
+from octoserve.control.report.markup import table as _table
 from octoserve.control.report.report import (
     BATCH,
     Example,
@@ -23,7 +26,6 @@ from octoserve.control.report.report import (
     Report,
     SegmentReport,
 )
-from octoserve.control.report.style import STYLE
 
 _LONGEST = 4_000
 _TONES = {Outcome.PASS: "good", Outcome.FAIL: "bad", Outcome.SRM: "bad"}
@@ -34,58 +36,18 @@ def as_html(report: Report) -> str:
     kind, between = w.kind(report), w.between(report)
     sections = (_verdicts, _segments, _outputs, _latency, _accounts, _errors, _examples)
     body = "\n".join(part for part in (make(report) for make in sections) if part)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{_e(kind)}: {_e(report.endpoint)}, {_e(between)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<p class="kicker">{_e(kind)}</p>
-<h1>{_e(report.endpoint)}</h1>
-<p class="meta">{_e(between)} · {_e(w.course(report))} <code>{_e(report.rollout)}</code></p>
-<p class="meta">{_e(w.span(report))}</p>
-</header>
-<main>
-<p class="headline">{_e(report.headline)}</p>
-{_tiles(report)}
-{_notes(report.notes)}
-{body}
-</main>
-<footer>
-<p>Made {_e(w.moment(report.made))}. A disagreement is a difference beyond tolerance; the noise floor is the stable
-version compared with itself on the same inputs. Quantiles are within 1 %.{_e(w.decides(report))}</p>
-</footer>
-</body>
-</html>
-"""
-
-
-def _e(text: object) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _section(name: str, title: str, content: str, lead: str = "") -> str:
-    said = f'<p class="lead">{_e(lead)}</p>\n' if lead else ""
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{_e(title)}</h2>\n{said}{content}\n</section>'
-
-
-def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> str:
-    """A table whose cells are markup already; the columns `words` are text, the others numbers."""
-    kinds = ["" if i in words else ' class="n"' for i in range(len(columns))]
-    head = "".join(f'<th scope="col"{kind}>{_e(c)}</th>' for c, kind in zip(columns, kinds, strict=True))
-    lines = []
-    for cells in rows:
-        rest = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(cells[1:], kinds[1:], strict=True))
-        lines.append(f'<tr><th scope="row">{cells[0]}</th>{rest}</tr>')
-    return (
-        f'<div class="scroll" role="region" aria-label="{_e(caption)}" tabindex="0"><table>'
-        f"<caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    return page(
+        title=f"{kind}: {report.endpoint}, {between}",
+        kicker=kind,
+        heading=report.endpoint,
+        meta=(
+            f"{_e(between)} · {_e(w.course(report))} <code>{_e(report.rollout)}</code>",
+            _e(w.span(report)),
+        ),
+        headline=report.headline,
+        content=f"{_tiles(report)}\n{notes(report.notes)}\n{body}",
+        footer=f"Made {w.moment(report.made)}. A disagreement is a difference beyond tolerance; the noise floor is the "
+        f"stable version compared with itself on the same inputs. Quantiles are within 1 %.{w.decides(report)}",
     )
 
 
@@ -114,11 +76,6 @@ def _tiles(report: Report) -> str:
         f"<div><dt>{_e(a)}</dt><dd><strong>{_e(b)}</strong> <span>{_e(c)}</span></dd></div>" for a, b, c in tiles
     )
     return f'<dl class="tiles">{cells}</dl>'
-
-
-def _notes(notes: Sequence[str]) -> str:
-    items = "".join(f"<li>{_e(note)}</li>" for note in notes)
-    return f'<aside class="notes" aria-label="To read the numbers rightly"><ul>{items}</ul></aside>' if notes else ""
 
 
 def _verdicts(report: Report) -> str:

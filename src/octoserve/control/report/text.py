@@ -1,6 +1,6 @@
 """The report for a terminal: rich tables and text; without colours it says the same.
 
-What came with a request is neither rich's markup nor a terminal's escape sequence: all text goes through `_plain`.
+What came with a request is neither rich's markup nor a terminal's escape sequence: all text goes through `plain`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _STYLES = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.SRM: "bold r
 def as_text(report: Report) -> RenderableType:
     """Something that a rich console prints."""
     parts: list[RenderableType] = [
-        _plain(f"{w.kind(report)} {report.endpoint}  {w.course(report)} {report.rollout}", "bold"),
+        plain(f"{w.kind(report)} {report.endpoint}  {w.course(report)} {report.rollout}", "bold"),
         Text(", ".join(part for part in (w.between(report), w.span(report)) if part), "dim"),
         Text(),
-        _plain(report.headline, "bold"),
+        plain(report.headline, "bold"),
     ]
-    parts += [_plain(f"! {note}", "yellow") for note in report.notes]
+    parts += [plain(f"! {note}", "yellow") for note in report.notes]
     verdicts = _verdicts(report)
     if verdicts is not None:
         parts += [Text(), verdicts, *_why(report)]
@@ -42,25 +42,25 @@ def as_text(report: Report) -> RenderableType:
     for output in report.outputs:
         parts += _shift(output)
     if report.examples:
-        parts += [Text(), _plain("Worst disagreements", "bold")]
+        parts += [Text(), plain("Worst disagreements", "bold")]
         for number, example in enumerate(report.examples, 1):
             parts += _example(number, example)
     return Group(*parts)
 
 
-def _plain(text: str, style: str = "") -> Text:
+def plain(text: str, style: str = "") -> Text:
     """Text as it is; control characters, which a terminal might obey, are written out."""
     return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style)
 
 
 def _add(table: Table, *cells: str | Text) -> None:
-    table.add_row(*(cell if isinstance(cell, Text) else _plain(cell) for cell in cells))
+    table.add_row(*(cell if isinstance(cell, Text) else plain(cell) for cell in cells))
 
 
 def _table(title: str, columns: Iterable[str], left: int = 1) -> Table:
-    table = Table(title=_plain(title, "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=plain(title, "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(_plain(column), justify="left" if i < left else "right", header_style="dim", overflow="fold")
+        table.add_column(plain(column), justify="left" if i < left else "right", header_style="dim", overflow="fold")
     return table
 
 
@@ -71,7 +71,7 @@ def _verdicts(report: Report) -> Table | None:
     for v in report.verdicts:
         effect = "" if v.estimate is None else f"{w.number(v.estimate)} [{w.number(v.low)}, {w.number(v.high)}]"
         margin = "" if v.margin is None else f"{w.number(v.margin)} {v.unit}"
-        outcome = _plain(v.outcome.value, _STYLES.get(v.outcome, "yellow"))
+        outcome = plain(v.outcome.value, _STYLES.get(v.outcome, "yellow"))
         _add(table, v.check, v.segment or "all", outcome, effect, margin, w.whole(v.n))
     return table
 
@@ -80,7 +80,7 @@ def _why(report: Report) -> list[RenderableType]:
     """Under the verdicts, in full width: what those on all requests, and those that fail, rest on."""
     told = [v for v in report.verdicts if v.note and (not v.segment or v.outcome is Outcome.FAIL)]
     names = [f"{v.check} {v.segment}".rstrip() for v in told]
-    return [_plain(f"  {name}: {v.note}", "dim") for name, v in zip(names, told, strict=True)]
+    return [plain(f"  {name}: {v.note}", "dim") for name, v in zip(names, told, strict=True)]
 
 
 def _segments(report: Report) -> Table | None:
@@ -94,7 +94,7 @@ def _segments(report: Report) -> Table | None:
             table,
             f"{s.name}={s.value}",
             w.whole(s.rate.compared),
-            _plain(w.share(s.rate.share), "bold" if s.rate.disagreed else ""),
+            plain(w.share(s.rate.share), "bold" if s.rate.disagreed else ""),
             w.share(s.rate.noise_share),
             w.whole(s.errors),
             w.ratio(s.candidate.p50, s.stable.p50),
@@ -128,14 +128,14 @@ def _shift(output: OutputReport) -> list[RenderableType]:
         parts += [Text(), table]
         for n in output.numbers:
             change = f"mean change {w.signed(n.mean_change)}, distance {n.distance:.3f}"
-            parts.append(_plain("  " + f"{n.column} {change}".strip(), "dim"))
+            parts.append(plain("  " + f"{n.column} {change}".strip(), "dim"))
     if output.labels is not None:
         shift = output.labels
         title = f"{output.name}: {w.whole(shift.changed)} of {w.whole(shift.same + shift.changed)} labels changed"
-        parts += [Text(), _plain(title, "bold")]
-        parts += [_plain(f"  {move.stable} → {move.candidate}: {w.whole(move.count)}") for move in shift.moves]
+        parts += [Text(), plain(title, "bold")]
+        parts += [plain(f"  {move.stable} → {move.candidate}: {w.whole(move.count)}") for move in shift.moves]
         if shift.more_moves:
-            parts.append(_plain(f"  and {w.whole(shift.more_moves)} rarer ones", "dim"))
+            parts.append(plain(f"  and {w.whole(shift.more_moves)} rarer ones", "dim"))
     return parts
 
 
@@ -166,7 +166,7 @@ def _errors(report: Report) -> Table | None:
         return None
     table = _table("The candidate's errors", ("error", "pairs"))
     for e in report.errors:
-        _add(table, _plain(e.error), w.whole(e.count))
+        _add(table, plain(e.error), w.whole(e.count))
     return table
 
 
@@ -176,11 +176,11 @@ def _example(number: int, example: Example) -> list[RenderableType]:
     row = f"row [{example.row}] of {example.rows}" if example.row is not None else ""
     when = w.moment(example.time) if example.time is not None else ""
     head = "  ".join(part for part in (whose, said, row, when) if part)
-    lines: list[RenderableType] = [_plain(f"{number}. {head}", "bold")]
+    lines: list[RenderableType] = [plain(f"{number}. {head}", "bold")]
     for name, d in example.differing.items():
         measure = w.magnitude(d.magnitude)
-        lines.append(_plain(f"{name}: {d.reason}" + (f"  ({measure})" if measure else "")))
-    lines.append(_plain(f"inputs {_short(example.inputs)}", "dim"))
+        lines.append(plain(f"{name}: {d.reason}" + (f"  ({measure})" if measure else "")))
+    lines.append(plain(f"inputs {_short(example.inputs)}", "dim"))
     return [lines[0], *(Padding(line, (0, 0, 0, 3)) for line in lines[1:])]
 
 

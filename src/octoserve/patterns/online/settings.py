@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from octoserve.core.admission import CacheLimits, Priorities, TenantRules
+from octoserve.core.observation import Observations
 from octoserve.core.slo import Slos
 from octoserve.core.trace_context import Tracing
 from octoserve.security.settings import Security
@@ -79,6 +80,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     admission: Admission = Admission()
     spool: str = ""
     """Folder where pairs of a shadow are left; "" keeps none."""
+    observations: Observations = Observations()
+    predictions: str = ""
+    """Folder where recorded predictions are left, a spool a model."""
     trust: tuple[str, ...] = ()
     """What the repository's versions may bring beyond data."""
     repository_api: bool = True

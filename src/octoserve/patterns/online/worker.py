@@ -44,6 +44,7 @@ from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.tracing import Tracer
 
 if TYPE_CHECKING:
+    from octoserve.dataplane.predictions import AllPredictions
     from octoserve.patterns.online.http.async_door import AsyncDoor, Way
     from octoserve.security.guard import Guard
 
@@ -82,6 +83,8 @@ class Worker:
         self._open_way = way
         self._closing: list[Callable[[], None]] = []
         """What is to be left in good order at the end. Blocking."""
+        self._sweeps: list[Callable[[], None]] = []
+        """What is to be done about once a second."""
         self._loop = loop
         self._generation = 0
         self._desired: Desired | None = None
@@ -113,6 +116,7 @@ class Worker:
             tenants=config.admission.tenants,
             caches=config.admission.caches,
             tracer=tracer,
+            predictions=self._observed(registry),
         )
         if tracer is not None:
             registry.reading(tracer.family)
@@ -186,6 +190,17 @@ class Worker:
 
     def _judge(self, plan: RoutePlan, version: int) -> PairJudge:
         return PairJudge(plan, version, Path(self._config.spool), f"worker-{self._config.index}")
+
+    def _observed(self, registry: Registry) -> AllPredictions | None:
+        config = self._config
+        if not config.observations.any():
+            return None
+        from octoserve.dataplane.predictions import AllPredictions
+
+        predictions = AllPredictions(config.observations, registry, Path(config.predictions), f"worker-{config.index}")
+        self._sweeps.append(predictions.sweep)
+        self._closing.append(predictions.close)
+        return predictions
 
     def _connections(self) -> dict[tuple[str, ...], float]:
         return {("http",): float(len(self._http.connections)), ("grpc",): float(self._grpc.connections)}
@@ -335,6 +350,8 @@ class Worker:
                 self._inside.sweep()
             self._grpc.sweep(monotonic())
             self.dataplane.splits.sweep()
+            for sweep in self._sweeps:
+                sweep()
 
     async def _follow_security(self, guard: Guard) -> None:
         """Follow its files, in a thread: a file of many keys takes long to read. What could not be read at the start

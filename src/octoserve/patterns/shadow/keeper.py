@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octoserve.core.errors import InvalidInput, NotFound
-from octoserve.telemetry.pairs import SHADOW, recover, segments
+from octoserve.telemetry.pairs import SHADOW
+from octoserve.telemetry.spool import recover, segments
 
 if TYPE_CHECKING:
     from octoserve.control.analysis.verdict import Verdict

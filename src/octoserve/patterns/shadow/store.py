@@ -4,53 +4,31 @@
     <folder>/pairs/endpoint=E/rollout=R/day=2026-11-24/NAME.parquet               what of a segment belongs there
     <folder>/damaged/NAME.spool                                                   what could not be read to its end
 
-The commit order for one segment, and what a crash after each step leaves:
-
-    1. read the segment                            nothing
-    2. write .NAME.parquet.part beside its place,  a part file, which no reader reads (its name has a dot before, its
-       fsync it; so for each place                 ending is another) and the next `convert` sweeps
-    3. rename each to NAME.parquet                 pairs that are in the store and in the spool: the next `convert`
-                                                   makes the same files from the same segment and replaces them
-    4. fsync the folders                           the same
-    5. remove the segment, fsync the spool         done: each pair is in the store once
-
-So a pair is counted once at any time: readers read the store only. The number of rows is checked against the
-number of frames before step 3. One process converts at a time (file lock); any number may read.
+The commit order, and what a crash after each step leaves: `telemetry.taking_up`. How many rows a file has is checked
+before it is published.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from octoserve.control.report.pair import Stored, Summary
-from octoserve.core.errors import Internal
 from octoserve.patterns.shadow import parquet
-from octoserve.telemetry.pairs import MAGIC, WHOLE, Pair, folder_lock, frames, recover, segments, sync_folder
+from octoserve.telemetry.pairs import Pair
+from octoserve.telemetry.spool import folder_lock
+from octoserve.telemetry.taking_up import Kept, TakenUp, day_of, drop_old, publish_files, take_up, to_drop
 
-PART = ".part"
 _NO_ROLLOUT = "__HIVE_DEFAULT_PARTITION__"
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{}\[\]^<>|]")
 
 _decode_pair = msgspec.msgpack.Decoder(Pair).decode
-
-
-class Converted(msgspec.Struct, frozen=True):
-    """What one `convert` did. `failed` segments stay in the spool and are tried again; `error` is the last one's."""
-
-    segments: int = 0
-    pairs: int = 0
-    damaged: int = 0
-    failed: int = 0
-    error: str = ""
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -89,55 +67,22 @@ class PairStore:
         self.folder = folder / "pairs"
         self._damaged = folder / "damaged"
 
-    def convert(self) -> Converted:
+    def convert(self) -> TakenUp:
         """Move every whole segment into the store, those of dead workers included.
 
         Raises SettingsError where pyarrow is not installed.
         """
         parquet.pyarrow()
-        recover(self.spool)
-        done, pairs, damaged, failed, error = 0, 0, 0, 0, ""
-        if not self.spool.is_dir():
-            return Converted()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with folder_lock(self.folder):
-            for part in self.folder.rglob(f"*{PART}"):
-                part.unlink()
-            for segment in segments(self.spool):
-                try:
-                    count, is_whole = self._convert_one(segment)
-                except (OSError, Internal) as raised:
-                    failed, error = failed + 1, f"{segment.name}: {raised}"
-                    continue
-                done, pairs, damaged = done + 1, pairs + count, damaged + (not is_whole)
-        return Converted(done, pairs, damaged, failed, error)
+        return take_up(self.spool, self._damaged, _decode_pair, self._publish, self.folder, self.folder)
 
-    def _convert_one(self, segment: Path) -> tuple[int, bool]:
-        pairs, is_whole = _read_segment(segment)
-        places: dict[Path, list[Pair]] = {}
+    def _publish(self, segment: str, pairs: Sequence[Pair]) -> None:
+        files: dict[Path, list[Pair]] = {}
         for pair in pairs:
-            places.setdefault(self._place(pair) / f"{segment.stem}.parquet", []).append(pair)
-        written = 0
-        for path, some in places.items():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            written += parquet.write(_unpublished(path), some)
-        if written != len(pairs):
-            raise Internal(f"{written} of {len(pairs)} pairs were written; nothing was published")
-        for path in places:
-            os.replace(_unpublished(path), path)
-        for folder in {parent for path in places for parent in list(path.parents)[:4]}:
-            sync_folder(folder)
-        if is_whole:
-            segment.unlink(missing_ok=True)
-        else:
-            self._damaged.mkdir(mode=0o700, exist_ok=True)
-            os.replace(segment, self._damaged / segment.name)
-            sync_folder(self._damaged)
-        sync_folder(self.spool)
-        return len(pairs), is_whole
+            files.setdefault(self._place(pair) / f"{segment}.parquet", []).append(pair)
+        publish_files(self.folder, files, parquet.write, len(pairs))
 
     def _place(self, pair: Pair) -> Path:
-        day = datetime.fromtimestamp(pair.time, UTC).date().isoformat()
+        day = day_of(pair.time)
         return self.folder / f"endpoint={_part_of(pair.endpoint)}" / f"rollout={_part_of(pair.rollout)}" / f"day={day}"
 
     def summaries(self, query: Query | None = None) -> Iterator[Summary]:
@@ -162,8 +107,8 @@ class PairStore:
         query = query or Query()
         endpoint = "*" if query.endpoint is None else _glob(_part_of(query.endpoint))
         rollout = "*" if query.rollout is None else _glob(_part_of(query.rollout))
-        first = "" if query.since is None else datetime.fromtimestamp(query.since, UTC).date().isoformat()
-        last = "~" if query.until is None else datetime.fromtimestamp(query.until, UTC).date().isoformat()
+        first = "" if query.since is None else day_of(query.since)
+        last = "~" if query.until is None else day_of(query.until)
         found = self.folder.glob(f"endpoint={endpoint}/rollout={rollout}/day=*/*.parquet")
         return sorted((path for path in found if first <= _day(path) <= last), key=lambda p: (_day(p), p.name))
 
@@ -185,56 +130,23 @@ class PairStore:
         Days go whole, but for the newest, which loses its oldest files. Each removal is one file's, so a crash
         between two leaves a smaller store and nothing half.
         """
-        oldest = (datetime.fromtimestamp(now, UTC).date() - timedelta(days=days)).isoformat()
         if not self.folder.is_dir():
             return Dropped()
         with folder_lock(self.folder):
-            files = self.files()
-            sizes = {path: path.stat() for path in files}
-            gone = [path for path in files if _day(path) < oldest]
-            left = [path for path in files if _day(path) >= oldest]
-            total = sum(sizes[path].st_size for path in left)
-            while total > max_bytes and left:
-                is_newest = _day(left[0]) == _day(left[-1])
-                day = [path for path in left if _day(path) == _day(left[0])]
-                some = [min(left, key=lambda path: (sizes[path].st_mtime_ns, path.name))] if is_newest else day
-                gone += some
-                left = [path for path in left if path not in some]
-                total -= sum(sizes[path].st_size for path in some)
+            sizes = {path: path.stat() for path in self.files()}
+            kept = [Kept(str(p), _day(p), size.st_size, (size.st_mtime_ns, p.name)) for p, size in sizes.items()]
+            gone = [Path(file.name) for file in to_drop(kept, days, max_bytes, now)]
             pairs = sum(parquet.count(path) for path in gone)
             for path in gone:
                 path.unlink()
             self._remove_empty(gone)
-            self._drop_damaged(now - days * 86400)
+            drop_old(self._damaged, now - days * 86400)
         return Dropped(len(gone), pairs, sum(sizes[path].st_size for path in gone))
 
     def _remove_empty(self, gone: list[Path]) -> None:
         for folder in {parent for path in gone for parent in list(path.parents)[:3]}:
             if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
                 shutil.rmtree(folder, ignore_errors=True)
-
-    def _drop_damaged(self, before: float) -> None:
-        for path in self._damaged.glob(f"*{WHOLE}"):
-            if path.stat().st_mtime < before:
-                path.unlink()
-
-
-def _read_segment(segment: Path) -> tuple[list[Pair], bool]:
-    """Its pairs, and whether that is all there was. A segment is a few MB at most."""
-    data = segment.read_bytes()
-    pairs: list[Pair] = []
-    at, is_whole = len(MAGIC), True
-    for payload, at in frames(data):  # noqa: B007
-        try:
-            pairs.append(_decode_pair(payload))
-        except msgspec.MsgspecError:
-            is_whole = False
-    return pairs, is_whole and at == len(data)
-
-
-def _unpublished(path: Path) -> Path:
-    """pyarrow passes over names with a dot before, globs for `*.parquet` over another ending."""
-    return path.with_name(f".{path.name}{PART}")
 
 
 def _part_of(name: str) -> str:

@@ -84,6 +84,10 @@ class UnaryInfer(Call):
         """See `Call.parameter`."""
         return self.request.parameter(name)
 
+    def request_id(self) -> str:
+        """See `Call.request_id`."""
+        return self.request.id or super().request_id()
+
     def answered(self) -> None:
         """Reply, or fail."""
         if self.error is None:
@@ -285,6 +289,10 @@ class StreamedInfer(Call):
     def parameter(self, name: str) -> object:
         """See `Call.parameter`."""
         return self.request.parameter(name)
+
+    def request_id(self) -> str:
+        """See `Call.request_id`."""
+        return self.request.id or super().request_id()
 
     def answered(self) -> None:
         """Keep the reply until its turn."""

@@ -72,6 +72,10 @@ class HttpCall(Call):
         """See `Call.parameter`."""
         return (self.request.parameters or {}).get(name)
 
+    def request_id(self) -> str:
+        """See `Call.request_id`."""
+        return self.request.id or super().request_id()
+
     def answered(self) -> None:
         """Write the response."""
         connection = self.connection

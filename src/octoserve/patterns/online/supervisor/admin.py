@@ -1,7 +1,7 @@
 """The admin API: what is served and why, and the way to change it. Never on the hot path.
 
     GET  /livez /readyz /metrics
-    GET  /api/models /api/workers /api/generation /api/slo
+    GET  /api/models /api/workers /api/generation /api/slo /api/drift
     GET  /api/models/{model}/plan             the route plan, for whoever splits as it does (batch jobs)
     POST /api/models/{model}/load | unload
     PUT  /api/models/{model}/labels/{label}   {"version": n}
@@ -97,6 +97,9 @@ def application(supervisor: Supervisor) -> ASGIApp:
         await supervisor.rollouts.noted(model, who(request), event, reason)
         return model
 
+    async def drift(_: Request) -> Response:
+        return JSONResponse(await supervisor.drift.view())
+
     async def load(request: Request) -> Response:
         model = await note(request, "load")
         await room.load(model)
@@ -128,6 +131,7 @@ def application(supervisor: Supervisor) -> ASGIApp:
             Route("/api/workers", workers),
             Route("/api/generation", generation),
             Route("/api/slo", slo),
+            Route("/api/drift", drift),
             Route("/api/models/{model}/load", load, methods=["POST"]),
             Route("/api/models/{model}/unload", unload, methods=["POST"]),
             Route("/api/models/{model}/labels/{label}", label, methods=["PUT"]),

@@ -21,7 +21,13 @@ async def page(supervisor: Supervisor) -> tuple[bytes, str]:
     """The text and its content type."""
     fleet = supervisor.fleet
     snapshots = await fleet.collect()
-    own = [*families(supervisor), *supervisor.slo.families(snapshots), *supervisor.consumers.families()]
+    own = [
+        *families(supervisor),
+        *supervisor.slo.families(snapshots),
+        *supervisor.predictions.families(),
+        *supervisor.drift.families(snapshots),
+        *supervisor.consumers.families(),
+    ]
     return render(snapshots, own), CONTENT_TYPE
 
 

@@ -24,6 +24,7 @@ import msgspec
 
 from octoserve import __version__
 from octoserve.control.policy import parse as parse_policy
+from octoserve.control.predictions.keeper import PredictionKeeper
 from octoserve.control.rollout.store import Ledger, SqliteStore
 from octoserve.control.rollout.values import IN_PROCESS
 from octoserve.control.snapshot import ModelWishes
@@ -37,6 +38,7 @@ from octoserve.patterns.online.settings import Admission, Limits, WorkerConfig
 from octoserve.patterns.online.supervisor.consumers import Consumers, NoConsumers, async_requests
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
+from octoserve.patterns.online.supervisor.drift_watch import DriftWatch
 from octoserve.patterns.online.supervisor.fleet import Fleet, FleetTimes
 from octoserve.patterns.online.supervisor.fleet_member import Member
 from octoserve.patterns.online.supervisor.pairs import NoPairs, Pairs
@@ -107,6 +109,8 @@ class Supervisor:
         """Workers that were adopted and are left to a successor."""
         self.exit_code = 0
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.predictions = PredictionKeeper(settings.observations(), settings.state_dir.resolve() / "predictions")
+        self.predictions.check()
         formats = formats or Formats(ARTIFACTS)
         self.repository = LocalRepository(
             settings.repository,
@@ -163,6 +167,12 @@ class Supervisor:
             settings.slos(),
             self.fleet.collect,
             lambda model: deadline_of(model, settings),
+            lambda: all(member.snapshot for member in self.fleet.members() if member.adopted),
+        )
+        self.drift = DriftWatch(
+            settings.observations(),
+            self.fleet.collect,
+            self._folder_of,
             lambda: all(member.snapshot for member in self.fleet.members() if member.adopted),
         )
         self.live_figures: LiveFigures
@@ -246,6 +256,8 @@ class Supervisor:
                 caches=caches_of(settings),
             ),
             spool=str(self._spool()),
+            observations=settings.observations(),
+            predictions=str(self.predictions.spool),
             trust=tuple(settings.trust),
             tracing=settings.spans(),
             repository_api=settings.clients_may_load(),
@@ -256,6 +268,12 @@ class Supervisor:
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
+
+    def _folder_of(self, model: str, version: int) -> tuple[Path, str] | None:
+        """Of a version that is there, and its digest."""
+        scan = self.room.scan
+        versions = scan.models.get(model, ()) if scan is not None else ()
+        return next(((Path(disk.path), disk.digest) for disk in versions if disk.version == version), None)
 
     def _write_record(self) -> None:
         settings = self.settings
@@ -299,8 +317,10 @@ class Supervisor:
             self._start(self.rollouts.run())
             self._start(self.readings.run())
             self._start(self.pairs.run(), vital=False)
+            self._start(self.predictions.run(), vital=False)
             self._start(self.slo.run(), vital=False)
             self._start(self.security.run())
+            self._start(self.drift.run(), vital=False)
             self._start(self.consumers.run(self._stable), vital=False)
             await self._stop.wait()
         finally:
@@ -336,6 +356,7 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.predictions.finish()
         if self._server is not None:
             self._server.close()
         await self.rollouts.close()
@@ -507,10 +528,8 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     threads = {name: section.threads for name, section in settings.models.items() if section.threads}
     batching = {name: section.batching.model_dump() for name, section in settings.models.items()}
     shares = settings.admission.rules(settings.workers)  # of as many as there are
-    fixed = (
-        __version__, told, ports, threads, batching, deadlines_of(settings), settings.slos(), shares,
-        caches_of(settings),
-    )  # fmt: skip
+    promised = deadlines_of(settings), settings.slos(), settings.observations(), shares, caches_of(settings)
+    fixed = (__version__, told, ports, threads, batching, *promised)
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 

@@ -1,10 +1,11 @@
-"""The spool of pairs: what is appended comes out, whatever dies; and it never outgrows its bound."""
+"""The spool: what is appended comes out, whatever dies; and it never outgrows its bound. Its items here are pairs."""
 
 from __future__ import annotations
 
 import os
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from octoserve.core.comparison import Deviation
 from octoserve.core.tensors import Tensor
-from octoserve.telemetry import pairs
-from octoserve.telemetry.pairs import MAGIC, NOISE, Pair, PairSpool, RawTensor, frames, recover, segments, spooled_bytes
+from octoserve.telemetry import spool as module
+from octoserve.telemetry.pairs import NOISE, Pair, RawTensor
+from octoserve.telemetry.spool import MAGIC, Spool, frames, recover, segments, spooled_bytes
 
 
 class Clock:
@@ -29,11 +31,11 @@ def pair(i=0, size=8, **more):
 
 
 def read(path):
-    return [pairs.msgspec.msgpack.decode(payload, type=Pair) for payload, _ in frames(path.read_bytes())]
+    return [msgspec.msgpack.decode(payload, type=Pair) for payload, _ in frames(path.read_bytes())]
 
 
 def spool(folder, **settings):
-    return PairSpool(folder, "w0", clock=settings.pop("clock", Clock()), **settings)
+    return Spool(folder, "w0", clock=settings.pop("clock", Clock()), **settings)
 
 
 def test_a_pair_comes_out_as_it_went_in(tmp_path):
@@ -62,7 +64,7 @@ def test_a_pair_comes_out_as_it_went_in(tmp_path):
     one.close()
     (path,) = segments(tmp_path)
     (got,) = read(path)
-    assert pairs.msgspec.json.encode(got) == pairs.msgspec.json.encode(given)
+    assert msgspec.json.encode(got) == msgspec.json.encode(given)
     assert got.inputs[0].tensor().array().tolist() == [[1.5, 2.5]]
     assert got.stable[0].tensor().array().tolist() == [b"a"]
 
@@ -119,7 +121,7 @@ def test_rotation_by_size_never_outgrows_a_segment(tmp_path):
 def test_a_pair_that_fits_no_segment_is_refused_and_the_next_one_is_not(tmp_path):
     one = spool(tmp_path, segment_bytes=5_000)
     assert not one.append(pair(0, 5_000))
-    assert one.reason == "pair_too_large"
+    assert one.reason == "too_large"
     assert one.append(pair(1, 100))
 
 
@@ -147,7 +149,7 @@ def test_a_refusal_costs_no_look_at_the_folder(tmp_path, monkeypatch):
     one = spool(tmp_path, max_bytes=5_000, segment_bytes=5_000)
     while one.append(pair(0, 1_000)):
         pass
-    monkeypatch.setattr(pairs, "spooled_bytes", lambda *_: pytest.fail("looked"))
+    monkeypatch.setattr(module, "spooled_bytes", lambda *_: pytest.fail("looked"))
     assert not one.append(pair())
     assert one.reason == "spool_full"
 
@@ -161,7 +163,7 @@ def test_a_failing_disk_refuses_and_keeps_what_was_whole(tmp_path, monkeypatch):
     def half(fd, parts):
         return real(fd, [b"".join(parts)[:20]])
 
-    monkeypatch.setattr(pairs.os, "writev", half)
+    monkeypatch.setattr(module.os, "writev", half)
     assert not one.append(pair(1))
     assert one.reason == "spool_error"
     assert "of" in one.error
@@ -199,10 +201,10 @@ def test_a_torn_tail_is_cut_at_every_byte(tmp_path):
 
 @given(st.data())
 def test_a_changed_byte_never_gives_another_pair(data):
-    encoder = pairs.msgspec.msgpack.Encoder()
+    encoder = msgspec.msgpack.Encoder()
     payloads = [encoder.encode(pair(i)) for i in range(3)]
-    head = pairs._HEAD.pack
-    whole = MAGIC + b"".join(head(len(p), pairs.zlib.crc32(p)) + p for p in payloads)
+    head = module._HEAD.pack
+    whole = MAGIC + b"".join(head(len(p), module.zlib.crc32(p)) + p for p in payloads)
     at = data.draw(st.integers(0, len(whole) - 1))
     changed = bytearray(whole)
     changed[at] ^= data.draw(st.integers(1, 255))
