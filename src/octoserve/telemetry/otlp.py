@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from octoserve import __version__
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import SettingsError
 from octoserve.core.trace_context import TraceContext, Tracing
@@ -162,7 +161,7 @@ class _OpenTelemetry:
         elif not _named(os.environ):
             told["service.name"] = "octoserve"
         self._resource = Resource.create(told)
-        self._scope = InstrumentationScope("octoserve", __version__)
+        self._scope = InstrumentationScope("octoserve")
         self._kinds = {kind.name.lower(): kind for kind in trace.SpanKind}
 
     def sender(self, tracing: Tracing) -> Any:
