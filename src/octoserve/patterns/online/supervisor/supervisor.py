@@ -249,6 +249,7 @@ class Supervisor:
             observations=settings.observations(),
             predictions=str(self.predictions.spool),
             trust=tuple(settings.trust),
+            tracing=settings.spans(),
             repository_api=settings.clients_may_load(),
             doors=tuple(settings.doors),
             default_model=settings.default_model or "",
