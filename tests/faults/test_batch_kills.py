@@ -259,7 +259,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 def command(arguments: list[str]) -> str:
     """The command, until it has ended well."""
     process = start(arguments)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     return out
 

@@ -24,7 +24,7 @@ from octoserve.patterns.batch.parts import BAD
 INSIDE = "_octoserve"
 """The work folder of a sink in which parts appear in place."""
 JOB, JOURNAL = "job.json", "journal.jsonl"
-_PART = re.compile(r"part-\d{5,}\.(" + "|".join(SINK_FORMATS) + ")")
+_PART = re.compile(rf"part-\d{{5,}}({'|'.join(re.escape(known.endings[0]) for known in SINK_FORMATS.values())})")
 ANSWERS = "spark-"
 """A folder of executors begins so; their run's token follows."""
 _GONE = ".gone"
