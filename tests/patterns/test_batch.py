@@ -478,6 +478,16 @@ def test_memory_does_not_grow_with_the_table(repository: Path, tmp_path: Path) -
     assert used[1] < 4 * 8 + 300
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["parquet", "csv"])
+def test_twenty_gigabytes_under_a_limit_of_one(tmp_path: Path, name: str) -> None:
+    """20 million rows of 256 numbers; by the program that is there to measure it."""
+    program = Path(__file__).parents[2] / "bench" / "batch_scale.py"
+    asked = ["20", "--width", "256", "--limit", "1GB", "--sink-format", name, "--folder", str(tmp_path)]
+    told = subprocess.run([sys.executable, str(program), *asked], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert "20 million rows   20.64 GB" in told
+
+
 def peak_memory(command: list[str]) -> float:
     """MB that the command had resident at most.
 
