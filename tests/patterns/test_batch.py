@@ -595,6 +595,22 @@ def test_a_csv_sink_is_the_next_jobs_source(repository: Path, source: str, tmp_p
     assert result(tmp_path / "second").equals(first.table(["id", "plus", "minus"]))
 
 
+def test_parts_without_a_row_are_no_hindrance(repository: Path, tmp_path: Path) -> None:
+    """All rows of the first split were bad; a JSON lines file of no lines does not even tell its columns."""
+    source = put_table(tmp_path / "data", bad=tuple(range(200)))
+    for name in ("jsonl", "csv", "arrow"):
+        sink = tmp_path / name
+        first = score(wish(repository, source, sink, keys=("id", "a", "b"), sink_format=name))
+        assert first.table().num_rows == 1300
+        assert first.manifest.parts[0].rows == 0
+        score(wish(repository, str(sink), tmp_path / f"{name}-2", keys=("id",)))
+        assert result(tmp_path / f"{name}-2").column("id").to_pylist() == list(range(200, 1500))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "t.jsonl").touch()
+    with pytest.raises(InvalidInput, match="has no records"):
+        score(wish(repository, str(tmp_path / "none"), tmp_path / "out"))
+
+
 def test_formats_that_are_refused_before_the_first_row(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     table = rows(0, 10).append_column("raw", pa.array([b"x"] * 10)).append_column("many", pa.array([[1]] * 10))

@@ -139,7 +139,7 @@ class Delimited:
         types = {leaf.name: pa.float32() if pa.types.is_float16(leaf.type) else leaf.type for leaf in leaves}
         found = reader.read_csv(
             pa.py_buffer(data),
-            reader.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            reader.ReadOptions(use_threads=False, block_size=min(len(data) + 1, records.MOST_BYTES)),
             reader.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             reader.ConvertOptions(
                 column_types=types, include_columns=list(types), null_values=[""], strings_can_be_null=True,

@@ -32,12 +32,12 @@ class JsonLines:
     text = True
 
     def inspect(self, file: SourceFile) -> tuple[Schema, list[Range]]:
-        """See `TableFormat.inspect`. Types are those of the first records."""
+        """See `TableFormat.inspect`. Types are those of the first records; without any there are no columns."""
         pa = pyarrow()
         found = records.ranges(file, 0, False)
         sample = next(records.blocks(file, 0, found[0].stop, False, SAMPLE), None) if found else None
         if sample is None:
-            raise InvalidInput(f"{file.path} has no records, so that nothing tells its columns")
+            return pa.schema([]), []
         begins = [0, *sample.ends.tolist()]
         for data in itertools.chain(
             [sample.data, _without_words(sample.data)], (sample.data[a:b] for a, b in itertools.pairwise(begins))
@@ -105,7 +105,7 @@ def _read(data: bytes, schema: Schema | None) -> RecordBatch:
             data = _as_numbers(data, b"|".join(re.escape(name[1:-1]) for name in floats))
     table = reader.read_json(
         pa.py_buffer(data),
-        reader.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        reader.ReadOptions(use_threads=False, block_size=min(len(data) + 1, records.MOST_BYTES)),
         reader.ParseOptions(explicit_schema=schema, unexpected_field_behavior=behavior),
     )
     return records.one_batch(table if schema is None else table.select(schema.names))
