@@ -151,8 +151,15 @@ LEFT, TOP, WIDE, HIGH, BETWEEN = 70, 70, 360, 240, 120
 INK, SOFT, LINE = "#1f2933", "#697586", "#0f766e"
 
 
+def fitted(runs: Sequence[Run]) -> tuple[float, float]:
+    """Seconds of a start and of a row: the line through the smallest and the largest run."""
+    small, large = min(runs, key=lambda run: run.rows), max(runs, key=lambda run: run.rows)
+    each = (large.cpu_s - small.cpu_s) / (large.rows - small.rows) if large.rows > small.rows else 0.0
+    return small.cpu_s - each * small.rows, each
+
+
 def drawn(runs: Sequence[Run], width: int) -> str:
-    """Peak memory (linear) and processor seconds (logarithmic, beside a line through the largest) over rows."""
+    """Peak memory (linear) and processor seconds (logarithmic, beside what is linear in rows) over rows."""
     largest = max(runs, key=lambda run: run.rows)
     title = "octoserve batch: memory stays, time is linear"
     parts = [
@@ -209,13 +216,13 @@ def drawn(runs: Sequence[Run], width: int) -> str:
         LEFT + WIDE + BETWEEN, "processor seconds", [(rise(s), f"{s:g}") for s in decades],
         [(r, rise(r.cpu_s), f"{r.cpu_s:.0f}") for r in runs],
     )  # fmt: skip
-    begin = largest.cpu_s * 10**low / largest.rows
+    start, each = fitted(runs)
+    curve = [10 ** (low + (high - low) * step / 60) for step in range(61)]
+    points = " ".join(f"{across(rows):.1f},{HIGH * (1 - rise(start + each * rows)):.1f}" for rows in curve)
+    parts.append(f'<polyline points="{points}" fill="none" stroke="{LINE}" stroke-dasharray="6 5"/>')
     parts.append(
-        f'<line x1="0" y1="{HIGH * (1 - rise(begin)):.1f}" x2="{WIDE}" y2="{HIGH * (1 - rise(largest.cpu_s)):.1f}" '
-        f'stroke="{LINE}" stroke-dasharray="6 5"/>'
-    )
-    parts.append(
-        f'<text x="{WIDE}" y="{HIGH - 8}" font-size="12" fill="{SOFT}" text-anchor="end">dashed: linear</text></g>'
+        f'<text x="{WIDE}" y="{HIGH - 10}" font-size="12" fill="{SOFT}" text-anchor="end">'
+        f"dashed: {start:.1f} s, and {1e6 * each:.2f} us a row</text></g>"
     )
     return "\n".join([*parts, "</svg>", ""])
 
