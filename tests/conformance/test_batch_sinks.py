@@ -54,7 +54,8 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield name
 
 
-CASES = ("folder", "in place", "s3", "postgresql", "delta", "iceberg")
+FORMATS = ("csv", "arrow in place", "jsonl in s3")
+CASES = ("folder", "in place", "s3", "postgresql", "delta", "iceberg", *FORMATS)
 
 
 @pytest.fixture(params=CASES)
@@ -65,6 +66,12 @@ def case(request: pytest.FixtureRequest, services: None, tmp_path: Path) -> Sink
         return Iceberg(tmp_path, request.getfixturevalue("catalog"))
     if request.param == "postgresql":
         return Postgres(request.getfixturevalue("database"), f"s{next(_numbers)}")
+    if request.param == "csv":
+        return Folder(tmp_path).written_as("csv")
+    if request.param == "arrow in place":
+        return InPlace(tmp_path).written_as("arrow")
+    if request.param == "jsonl in s3":
+        return Objects(tmp_path.name).written_as("jsonl")
     if request.param == "folder":
         return Folder(tmp_path)
     if request.param == "in place":
@@ -74,7 +81,7 @@ def case(request: pytest.FixtureRequest, services: None, tmp_path: Path) -> Sink
 
 @pytest.fixture
 def asked(case: SinkCase, ground: tuple[Path, str]) -> Wish:
-    return wish(ground[0], ground[1], case.new("out"))  # type: ignore[arg-type]
+    return wish(ground[0], ground[1], case.new("out"), sink_format=case.sink_format)  # type: ignore[arg-type]
 
 
 def half_done(asked: Wish) -> None:
@@ -116,7 +123,7 @@ def test_a_resumed_job_equals_an_undisturbed_one(case: SinkCase, asked: Wish, gr
     left = 1500 - status.look(asked.sink).rows
     outcome = resume(asked.sink, BORNE, tools())
     assert outcome.scored == left
-    undisturbed = wish(*ground, case.new("undisturbed"))  # type: ignore[arg-type]
+    undisturbed = wish(*ground, case.new("undisturbed"), sink_format=case.sink_format)  # type: ignore[arg-type]
     score(undisturbed)
     assert case.contents(asked.sink) == case.contents(undisturbed.sink)
     assert status.look(asked.sink).state == status.COMMITTED

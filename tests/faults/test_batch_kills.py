@@ -63,8 +63,23 @@ def some_points(steps: int) -> list[tuple[int, str]]:
 
 
 def test_killed_at_a_step_and_resumed(ground: Ground, tmp_path: Path) -> None:
+    assert killed_at(some_points(ground.steps), ground, tmp_path) >= 10
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "arrow"])
+def test_killed_at_a_step_of_another_format(
+    name: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    ground = Ground(tmp_path_factory.mktemp(name), bad=BAD, sink_format=name)
+    assert {Path(written).suffix for written in ground.expected if "part-" in written} == {f".{name}"}
+    points = some_points(ground.steps)[: None if FULL else 3]
+    assert killed_at(points, ground, tmp_path) >= 1
+
+
+def killed_at(points: list[tuple[int, str]], ground: Ground, tmp_path: Path) -> int:
+    """How often it died; each time what is resumed is what nobody disturbed."""
     died = 0
-    for step, when in some_points(ground.steps):
+    for step, when in points:
         sink = tmp_path / f"{step}-{when}"
         asked = ground.wish(sink)
         died += dies(asked, step, when)
@@ -75,7 +90,7 @@ def test_killed_at_a_step_and_resumed(ground: Ground, tmp_path: Path) -> None:
             score(asked)  # it died before there was a job to go on with
         assert tree(sink) == ground.expected, f"killed {when} step {step}"
         assert not place_of(sink).work.exists(), "nothing is left beside the sink"
-    assert died >= 10
+    return died
 
 
 def test_killed_again_and_again(ground: Ground, tmp_path: Path) -> None:
@@ -244,7 +259,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 def command(arguments: list[str]) -> str:
     """The command, until it has ended well."""
     process = start(arguments)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     return out
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,10 @@ BAD = (7, 120, 499)
 class Ground:
     """A job, and what comes of it if nobody disturbs it."""
 
-    def __init__(self, folder: Path, store: S3) -> None:
+    def __init__(self, folder: Path, store: S3, **settings: Any) -> None:
         self.store = store
+        self.settings = settings
+        self.prefix = f"kills/{settings.get('sink_format', 'parquet')}"
         self.repository = folder / "models"
         put_model(self.repository)
         put_table(folder / "data", files=1, bad=BAD)
@@ -36,10 +39,14 @@ class Ground:
         bucket = s3.client(store.url, kind=s3.CountedBucket)
         score(self.wish("undisturbed"), buckets=lambda name: bucket)
         self.steps = bucket.steps
-        self.expected = s3.tree("kills/undisturbed")
+        self.expected = self.there("undisturbed")
 
     def wish(self, sink: str) -> Wish:
-        return wish(self.repository, f"s3://{BUCKET}/kills/data/*.parquet", f"s3://{BUCKET}/kills/{sink}")  # type: ignore[arg-type]
+        source, sink = f"s3://{BUCKET}/kills/data/*.parquet", f"s3://{BUCKET}/{self.prefix}/{sink}"
+        return wish(self.repository, source, sink, **self.settings)  # type: ignore[arg-type]
+
+    def there(self, sink: str) -> dict[str, bytes]:
+        return s3.tree(f"{self.prefix}/{sink}")
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +66,31 @@ def some_points(steps: int) -> list[tuple[int, str]]:
 
 
 def test_killed_at_a_step_and_resumed(ground: Ground) -> None:
+    assert killed_at(some_points(ground.steps), ground) >= 4
+
+
+@pytest.mark.parametrize("name", ["jsonl", *(["csv", "arrow"] if FULL else [])])
+def test_killed_at_a_step_of_another_format(name: str, ground: Ground, tmp_path: Path) -> None:
+    other = Ground(tmp_path, ground.store, sink_format=name)
+    assert killed_at(some_points(other.steps)[: None if FULL else 2], other) >= 1
+
+
+def killed_at(points: list[tuple[int, str]], ground: Ground) -> int:
+    """How often it died; each time what is resumed is what nobody disturbed."""
     died = 0
-    for step, when in some_points(ground.steps):
+    for step, when in points:
         name = f"{step}-{when}"
         asked = ground.wish(name)
         died += s3.dies(asked, ground.store.url, step, when)
         committed = sink_of(asked.sink).committed()
         if committed is not None:
-            assert {part.name for part in committed.parts} <= set(s3.tree(f"kills/{name}")), "whole, by its manifest"
+            assert {part.name for part in committed.parts} <= set(ground.there(name)), "whole, by its manifest"
         if sink_of(asked.sink).has_job() or committed is not None:
             resume(asked.sink, BORNE, tools())
         else:
             score(asked)  # it died before there was a job to go on with
-        assert s3.tree(f"kills/{name}") == ground.expected, f"killed {when} step {step}; nothing else is left there"
-    assert died >= 4
+        assert ground.there(name) == ground.expected, f"killed {when} step {step}; nothing else is left there"
+    return died
 
 
 def test_killed_again_and_again(ground: Ground) -> None:
@@ -88,7 +106,7 @@ def test_killed_again_and_again(ground: Ground) -> None:
             finished = now
         step += scale(7, 1)
         assert step < 10 * ground.steps
-    assert s3.tree("kills/again") == ground.expected
+    assert ground.there("again") == ground.expected
 
 
 def test_memory_is_bounded_however_large_the_objects_are(ground: Ground, tmp_path: Path) -> None:

@@ -478,6 +478,16 @@ def test_memory_does_not_grow_with_the_table(repository: Path, tmp_path: Path) -
     assert used[1] < 4 * 8 + 300
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["parquet", "csv"])
+def test_twenty_gigabytes_under_a_limit_of_one(tmp_path: Path, name: str) -> None:
+    """20 million rows of 256 numbers; by the program that is there to measure it."""
+    program = Path(__file__).parents[2] / "bench" / "batch_scale.py"
+    asked = ["20", "--width", "256", "--limit", "1GB", "--sink-format", name, "--folder", str(tmp_path)]
+    told = subprocess.run([sys.executable, str(program), *asked], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert "20 million rows   20.64 GB" in told
+
+
 def peak_memory(command: list[str]) -> float:
     """MB that the command had resident at most.
 
@@ -547,6 +557,79 @@ def test_a_number_too_large_for_the_models_integers_is_a_bad_row(models: Path, t
     done = score(msgspec.structs.replace(asked, model="echo_int8")).manifest
     assert [value for row in result(tmp_path / "out").to_pylist() for value in row["p_output"]] == [7, -128]
     assert done.bad_rows == 2
+
+
+# Sinks of other formats than Parquet.
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "arrow"])
+def test_a_sink_of_another_format_says_what_parquet_says(repository: Path, tmp_path: Path, name: str) -> None:
+    """The same rows, types and bad rows; and who made them, in every file or beside it."""
+    source = put_table(tmp_path / "data", bad=(7, 900))
+    asked = {"keys": ("id", "name"), "columns": ("a", "b")}
+    one = score(wish(repository, source, tmp_path / "parquet", **asked))
+    other = score(wish(repository, source, tmp_path / "out", **asked, sink_format=name))
+    assert other.table().cast(one.table().schema).equals(one.table())
+    assert other.table(["plus"]).column_names == ["plus"]
+    assert other.bad_rows().cast(one.bad_rows().schema).equals(one.bad_rows())
+    assert other.manifest.run != one.manifest.run
+    assert msgspec.UNSET not in (other.manifest.settings.sink_format, one.manifest.settings.split_bytes)
+    assert {Path(part.name).suffix for part in (*other.manifest.parts, *other.manifest.bad)} == {f".{name}"}
+    assert verify(tmp_path / "out").differences == ()
+    told = json.loads((tmp_path / "out" / "_SUCCESS").read_text())
+    assert (told["model"]["version"], told["run"]) == (1, other.manifest.run)
+    if name == "arrow":
+        part = pa.ipc.open_file(str(tmp_path / "out" / "part-00000.arrow"))
+        assert part.schema.metadata[b"octoserve.run"].decode() == other.manifest.run
+        assert part.schema.metadata[b"octoserve.version"] == b"1"
+    (tmp_path / "out" / f"part-00001.{name}").write_bytes(b"x")
+    assert [d.what for d in verify(tmp_path / "out").differences] == [f"part-00001.{name}"]
+
+
+def test_a_csv_sink_is_the_next_jobs_source(repository: Path, source: str, tmp_path: Path) -> None:
+    first = score(wish(repository, source, tmp_path / "first", keys=("id", "a", "b"), sink_format="csv"))
+    assert (
+        (tmp_path / "first" / "part-00000.csv").read_text().startswith("id,a,b,plus_0,plus_1,minus_0,minus_1\n0,0.0,")
+    )
+    score(wish(repository, str(tmp_path / "first"), tmp_path / "second", keys=("id",)))
+    assert result(tmp_path / "second").equals(first.table(["id", "plus", "minus"]))
+
+
+def test_parts_without_a_row_are_no_hindrance(repository: Path, tmp_path: Path) -> None:
+    """All rows of the first split were bad; a JSON lines file of no lines does not even tell its columns."""
+    source = put_table(tmp_path / "data", bad=tuple(range(200)))
+    for name in ("jsonl", "csv", "arrow"):
+        sink = tmp_path / name
+        first = score(wish(repository, source, sink, keys=("id", "a", "b"), sink_format=name))
+        assert first.table().num_rows == 1300
+        assert first.manifest.parts[0].rows == 0
+        score(wish(repository, str(sink), tmp_path / f"{name}-2", keys=("id",)))
+        assert result(tmp_path / f"{name}-2").column("id").to_pylist() == list(range(200, 1500))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "t.jsonl").touch()
+    with pytest.raises(InvalidInput, match="has no records"):
+        score(wish(repository, str(tmp_path / "none"), tmp_path / "out"))
+
+
+def test_formats_that_are_refused_before_the_first_row(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    table = rows(0, 10).append_column("raw", pa.array([b"x"] * 10)).append_column("many", pa.array([[1]] * 10))
+    pq.write_table(table, tmp_path / "data" / "t.parquet")
+    asked = wish(repository, str(tmp_path / "data"), tmp_path / "out")
+
+    def with_settings(**settings):
+        return msgspec.structs.replace(asked, settings=msgspec.structs.replace(asked.settings, **settings))
+
+    with pytest.raises(SettingsError, match=r"column many of type list.* cannot be written as csv"):
+        score(with_settings(sink_format="csv", keys=("id", "many")))
+    with pytest.raises(SettingsError, match=r"column raw of type binary cannot be written as JSON lines"):
+        score(with_settings(sink_format="jsonl", all_columns=True))
+    with pytest.raises(SettingsError, match=r"--sink-format: for a folder.* is a table"):
+        score(msgspec.structs.replace(with_settings(sink_format="csv"), sink=f"delta:{tmp_path / 'd'}"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "models"]
+    half_done(msgspec.structs.replace(with_settings(sink_format="csv"), source=(put_table(tmp_path / "more"),)))
+    with pytest.raises(Differs, match="setting sink_format: csv wanted, parquet came"):
+        score(msgspec.structs.replace(asked, source=(str(tmp_path / "more" / "*.parquet"),)))
 
 
 # From Python, and from the command line.
@@ -650,6 +733,9 @@ def test_the_command_line(octo, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "part-00000.parquet").write_bytes(b"")
     code, _, err = octo("verify", "out")
     assert (code, "part-00000.parquet" in err) == (1, True)
+    code, _, err = octo(*FLAGS, "--source", "data/*.parquet", "--sink", "lines", "--sink-format", "jsonl")
+    assert code == 0, err
+    assert json.loads((tmp_path / "lines" / "part-00000.jsonl").read_text().splitlines()[0])["plus"] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -661,6 +747,7 @@ def test_the_command_line(octo, repository: Path, tmp_path: Path) -> None:
         (("--source", "data/*.parquet", "--columns", "a,name"), 2, "column name"),
         (("--source", "data/*.parquet", "--version", "3"), 2, "no version 3"),
         ((), 2, "source: wanted"),
+        (("--source", "data/*.parquet", "--sink-format", "xml"), 2, "--sink-format: "),
         (("--source", "data/*.parquet", "--metrics-port", "-1"), 2, "--metrics-port"),
     ],
 )

@@ -371,6 +371,16 @@ def test_the_report_says_what_counting_by_hand_says(repository, source, tmp_path
     assert "failed" in found.headline
 
 
+@pytest.mark.parametrize("name", ["csv", "jsonl", "arrow"])
+def test_the_report_of_another_format_is_the_same(name: str, repository, source, tmp_path) -> None:
+    """Lists that no shadow answered are null, not lists of nulls."""
+    one = compared(shadowed(tmp_path, source, noise=1000), now=5.0, segments=["name"])
+    asked = {"keys": ("id", "name"), "version": 1, "shadow": 4, "noise": 1000, "sink_format": name}
+    score(wish(tmp_path / "models", source, tmp_path / "other", **asked))
+    other = compared(str(tmp_path / "other"), now=5.0, segments=["name"])
+    assert msgspec.structs.replace(other, rollout=one.rollout) == one
+
+
 def test_tolerance_and_the_worst_by_distance(repository, source, tmp_path) -> None:
     sink = shadowed(tmp_path, source)
     near = compared(sink, now=0.0, tolerance_of=lambda model: {"": {"absolute": 3.5}} if model == "flawed" else {})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
@@ -126,6 +127,23 @@ def test_a_sink_in_an_object_store(ground: Ground, tmp_path: Path) -> None:
         outcome = score(asked, engine=engine(ground.remote))
         assert outcome.scored == 1500
         assert s3.tree("out") == ground.expected, "nothing else is left"
+        lines = ground.wish(tmp_path / "lines", sink_format="jsonl")
+        score(lines)
+        score(msgspec.structs.replace(lines, sink=f"s3://{s3.BUCKET}/lines"), engine=engine(ground.remote))
+        assert s3.tree("lines") == tree(tmp_path / "lines")
+
+
+def test_hive_partitions_into_csv(ground: Ground, tmp_path: Path) -> None:
+    """Columns of the path come through, and the bytes of another format are the local engine's too."""
+    for day, start in (("2026-01-01", 0), ("2026-01-02", 500)):
+        (tmp_path / "data" / f"day={day}").mkdir(parents=True)
+        pq.write_table(rows(start, 500, BAD), tmp_path / "data" / f"day={day}" / "t.parquet", row_group_size=100)
+    asked = wish(ground.repository, str(tmp_path / "data"), tmp_path / "local", keys=("day", "id"), sink_format="csv")
+    score(asked)
+    there = score(msgspec.structs.replace(asked, sink=str(tmp_path / "out")), engine=engine(ground.remote))
+    assert tree(tmp_path / "out") == tree(tmp_path / "local")
+    days = {row["id"] // 500: row["day"] for row in there.table(["id", "day"]).to_pylist()}
+    assert days == {0: "2026-01-01", 1: "2026-01-02"}
 
 
 def test_from_a_table_of_delta_to_another(ground: Ground, tmp_path: Path) -> None:

@@ -142,8 +142,9 @@ def counting() -> CountedFiles:
 class Ground:
     """A job, and what comes of it if nobody disturbs it."""
 
-    def __init__(self, folder: Path, bad: tuple[int, ...] = ()) -> None:
+    def __init__(self, folder: Path, bad: tuple[int, ...] = (), **settings: Any) -> None:
         self.folder = folder
+        self.settings = settings
         self.repository = folder / "models"
         put_model(self.repository)
         self.source = put_table(folder / "data", bad=bad)
@@ -153,7 +154,7 @@ class Ground:
         self.expected = tree(folder / "undisturbed")
 
     def wish(self, sink: Path) -> Wish:
-        return wish(self.repository, self.source, sink)
+        return wish(self.repository, self.source, sink, **self.settings)
 
 
 def deadly(step: int, when: str) -> CountedFiles:

@@ -7,8 +7,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+import msgspec
 import psycopg
 import psycopg.rows
 import pyarrow as pa
@@ -26,6 +27,8 @@ class SinkCase(Protocol):
     """One kind."""
 
     name: str
+    sink_format: str | msgspec.UnsetType
+    """Of its jobs."""
 
     def new(self, name: str) -> str:
         """A sink that is not there yet."""
@@ -50,6 +53,18 @@ def by_id(table: pa.Table) -> Rows:
 
 class Parts:
     """Sinks whose readers go by `_SUCCESS`."""
+
+    sink_format: str | msgspec.UnsetType = msgspec.UNSET
+
+    def written_as(self, name: str) -> Self:
+        """Of files of another format."""
+        self.sink_format = name
+        return self
+
+    @property
+    def lost(self) -> str:
+        """A part that may go."""
+        return f"part-00001.{self.sink_format or 'parquet'}"
 
     def seen(self, sink: str) -> Rows | None:
         found = sink_of(sink)
@@ -79,7 +94,7 @@ class Folder(Parts):
         return super().seen(sink)
 
     def lose(self, sink: str) -> None:
-        (sink_of(sink).place.parts / "part-00001.parquet").unlink()  # type: ignore[attr-defined]
+        (sink_of(sink).place.parts / self.lost).unlink()  # type: ignore[attr-defined]
 
     def stranger(self, sink: str) -> str:
         Path(sink).mkdir(parents=True, exist_ok=True)
@@ -116,7 +131,7 @@ class Objects(Parts):
 
     def lose(self, sink: str) -> None:
         bucket, key = split_url(sink)
-        objects.bucket(bucket).put(f"{key}/part-00001.parquet", b"short")
+        objects.bucket(bucket).put(f"{key}/{self.lost}", b"short")
 
     def stranger(self, sink: str) -> str:
         bucket, key = split_url(sink)
@@ -131,6 +146,7 @@ class Postgres:
     """A table of PostgreSQL."""
 
     name = "postgresql"
+    sink_format = msgspec.UNSET
 
     def __init__(self, url: str, schema: str) -> None:
         self.url = url
@@ -170,6 +186,8 @@ class Postgres:
 
 class Lake(abc.ABC):
     """A table that grows by a job: there are rows in it before, of which the reader sees no more and no less."""
+
+    sink_format = msgspec.UNSET
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

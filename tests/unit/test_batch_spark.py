@@ -9,17 +9,29 @@ import sys
 import zipfile
 import zipimport
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import msgspec
 import pytest
 
 from octoserve.connectors.files import LocalFiles
+from octoserve.connectors.postgres import PostgresSource
 from octoserve.core.errors import InvalidInput, NotFound, OctoserveError, SettingsError
-from octoserve.patterns.batch.job import BudgetSpent, Difference, Differs, Fenced, ModelIdentity
+from octoserve.patterns.batch.job import (
+    BudgetSpent,
+    Difference,
+    Differs,
+    Fenced,
+    Job,
+    JobSettings,
+    ModelIdentity,
+    RunSettings,
+)
 from octoserve.patterns.batch.journal import Began, Finished, Part
 from octoserve.patterns.batch.local import LocalSink
+from octoserve.patterns.batch.places import sink_of
 from octoserve.patterns.batch.spark import mailbox, session, shipping
+from octoserve.patterns.batch.spark.engine import SparkEngine
 from octoserve.patterns.batch.spark.mailbox import Answer
 from octoserve.patterns.batch.spark.reach import LocalDesk, written
 from octoserve.patterns.batch.spark.session import SparkSettings, connect, failure
@@ -180,6 +192,20 @@ def test_without_pyspark_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "pyspark", None)
     with pytest.raises(SettingsError, match=r"pip install 'octoserve\[spark,batch\]'"):
         connect(SparkSettings(master="local"))
+
+
+def test_a_query_or_a_database_is_for_the_local_engine(tmp_path: Path) -> None:
+    """Said before there is a session."""
+    engine = SparkEngine(SparkSettings(), Files)
+    query = Job(
+        repository="", source=(), model=ModelIdentity("m", 1, ""), files=(), schema=(),
+        settings=JobSettings(format=PostgresSource.format), software={}, block_rows=1, splits=(),
+    )  # fmt: skip
+    with pytest.raises(SettingsError, match=r"a query came; --engine local reads it, and octoserve\.score"):
+        engine.begin(query, sink_of(str(tmp_path)), RunSettings())
+    files = msgspec.structs.replace(query, settings=JobSettings(format="parquet"))
+    with pytest.raises(SettingsError, match=r"postgresql://h/d.* is for --engine local"):
+        engine.begin(files, SimpleNamespace(name="postgresql://h/d?table=t"), RunSettings())
 
 
 def test_where_spark_is_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,9 @@ def run(
     convert: Annotated[Text, typer.Option(help="lossless, or round.", show_default="lossless")] = None,
     error_budget: Budget = None,
     format: Annotated[Text, typer.Option(help="The source's format.", show_default="by the names")] = None,
+    sink_format: Annotated[
+        Text, typer.Option(help="The sink's files: parquet, csv, jsonl, arrow.", show_default="parquet")
+    ] = None,
     engine: Engine = None,
     spark_master: Master = None,
     spark_remote: Remote = None,

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from octoserve.connectors import discovery
-from octoserve.connectors.delimited import Delimited, JsonLines
+from octoserve.connectors.delimited import Delimited
 from octoserve.connectors.ipc import ArrowIpc
+from octoserve.connectors.json_lines import JsonLines
 from octoserve.connectors.parquet import Parquet
 from octoserve.connectors.source import SourceFile, TableFormat
+from octoserve.connectors.written import SinkFormat
 from octoserve.core.errors import SettingsError
 
-_ALL: tuple[TableFormat, ...] = (
-    Parquet(),
-    Delimited("csv", (".csv",), ","),
-    Delimited("tsv", (".tsv",), "\t"),
-    JsonLines(),
-    ArrowIpc(),
-)
-FORMATS = {format_.name: format_ for format_ in _ALL}
+PARQUET = "parquet"
+_WRITTEN: tuple[SinkFormat, ...] = (Parquet(), Delimited("csv", (".csv",), ","), JsonLines(), ArrowIpc())
+SINK_FORMATS = {format_.name: format_ for format_ in _WRITTEN}
+FORMATS: dict[str, TableFormat] = {**SINK_FORMATS, "tsv": Delimited("tsv", (".tsv",), "\t")}
 
 
 def find(source: Sequence[str], name: str = "") -> tuple[TableFormat, list[SourceFile]]:

@@ -3,14 +3,14 @@ same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 from octoserve.connectors.arrow import RecordBatch, Schema, fixed_width, pyarrow
 from octoserve.connectors.files import OutFile
 from octoserve.connectors.opening import is_object, opened
 from octoserve.connectors.source import Range, Rows, SourceFile
-from octoserve.core.errors import InvalidInput
+from octoserve.core.errors import InvalidInput, SettingsError
 
 COLUMN_BUFFER = 256 << 10
 """Bytes of each column chunk that are read at a time: a row group is never held whole."""
@@ -44,6 +44,29 @@ class Parquet:
             batches = table.iter_batches(rows, row_groups=range(start, stop), columns=list(columns), use_threads=False)
             for batch in batches:
                 yield Rows(batch.select(list(columns)), {})
+
+    def refuse(self, schema: Schema) -> None:
+        """See `SinkFormat.refuse`."""
+        pa, parquet = pyarrow(), pyarrow("parquet")
+        for field in schema:
+            try:
+                parquet.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+            except pa.ArrowException as error:
+                raise SettingsError(
+                    f"column {field.name} of type {field.type} cannot be written as Parquet: {error}"
+                ) from None
+
+    def writer(self, file: OutFile, schema: Schema, group_rows: int, dictionary: Sequence[str]) -> ParquetWriter:
+        """See `SinkFormat.writer`."""
+        return ParquetWriter(file, schema, group_rows, dictionary)
+
+    def written(self, schema: Schema) -> Schema:
+        """See `SinkFormat.written`."""
+        return schema
+
+    def table(self, file: BinaryIO, schema: Schema | None, columns: Sequence[str] | None) -> Any:
+        """See `SinkFormat.table`."""
+        return pyarrow("parquet").ParquetFile(file, pre_buffer=True).read(columns=columns)
 
 
 def open_parquet(file: SourceFile, columns: int = 1) -> Any:
@@ -80,9 +103,3 @@ class ParquetWriter:
     def close(self) -> None:
         """Write the footer; the file itself is finished by who made it."""
         self._writer.close()
-
-
-def footer(file: SourceFile) -> tuple[int, Mapping[bytes, bytes]]:
-    """A file's rows and what its writer noted, from its footer. Raises InvalidInput, OSError."""
-    with open_parquet(file) as table:
-        return table.metadata.num_rows, table.schema_arrow.metadata or {}

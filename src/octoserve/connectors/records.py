@@ -8,7 +8,7 @@ blocks of the file: planning reads a file once, at the speed of memory, and keep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,3 +133,9 @@ def _cell(record: bytes, name: str, how: Parse) -> tuple[object, str]:
     except pyarrow().ArrowInvalid as error:
         return None, str(error).splitlines()[0][:_UNREADABLE]
     return (column[0].as_py(), "") if len(column) == 1 else (None, f"{len(column)} records where one was expected")
+
+
+def one_batch(table: Any) -> RecordBatch:
+    """What a parser gave, as one."""
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pyarrow().RecordBatch.from_pylist([], schema=table.schema)

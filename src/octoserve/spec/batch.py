@@ -97,6 +97,8 @@ class BatchSection(Section):
     """Of Spark Connect instead: sc://host:15002."""
     format: Literal["parquet", "csv", "tsv", "jsonl", "arrow"] | None = None
     """The source's format; unset: told by the files' names."""
+    sink_format: Literal["parquet", "csv", "jsonl", "arrow"] | None = None
+    """What files a sink that is a folder, here or in s3://, is made of; unset: parquet."""
     keys: Words = Field(default_factory=list)
     """Columns that the predictions are written beside, and that bad rows are known by."""
     columns: Words = Field(default_factory=list)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from octoserve.connectors.formats import PARQUET
 from octoserve.control.plan_source import plan_from
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.batch import pinning
@@ -33,6 +36,7 @@ def job_settings(section: BatchSection) -> JobSettings:
     """What of the section shapes the result."""
     return JobSettings(
         format=section.format or "",
+        sink_format=section.sink_format if section.sink_format not in (None, PARQUET) else msgspec.UNSET,
         keys=tuple(section.keys),
         columns=tuple(section.columns),
         all_columns=section.all_columns,

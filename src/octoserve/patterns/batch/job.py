@@ -8,15 +8,20 @@ from typing import Any
 
 import msgspec
 
+from octoserve.connectors.formats import PARQUET
 from octoserve.connectors.source import SourceFile
 from octoserve.core.errors import OctoserveError, SettingsError
 from octoserve.routing.plan import RoutePlan
 
 
 class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What shapes the result. See `spec.batch` for what each field means."""
+    """What shapes the result. See `spec.batch` for what each field means.
+
+    sink_format: unset for what a sink writes unasked; a job of it is the same as before there was a choice
+    """
 
     format: str = ""
+    sink_format: str | msgspec.UnsetType = msgspec.UNSET
     keys: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     all_columns: bool = False
@@ -25,6 +30,11 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
     convert: str = "lossless"
     split_bytes: int = 64 << 20
     block_rows: int | None = None
+
+    @property
+    def written(self) -> str:
+        """The format of parts that are files."""
+        return self.sink_format or PARQUET
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,8 +66,8 @@ class Split(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Of its part."""
-        return f"part-{self.index:05}.parquet"
+        """Of its part, without an ending."""
+        return f"part-{self.index:05}"
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
@@ -186,6 +196,8 @@ def differences(was: Job, now: Job) -> list[Difference]:
             found.append(Difference(f"library {name}", before, after, f"install {name} {before}"))
     for field in JobSettings.__struct_fields__:
         before, after = getattr(was.settings, field), getattr(now.settings, field)
+        if field == "sink_format":
+            before, after = was.settings.written, now.settings.written
         if before != after:
             found.append(Difference(f"setting {field}", str(before), str(after), "give the same, or another sink"))
     found.extend(_routing_differences(was.routing or Routing(), now.routing or Routing()))

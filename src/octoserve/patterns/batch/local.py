@@ -71,7 +71,7 @@ class LocalSink:
 
     def tables(self, whole: Manifest, bad: bool, columns: Sequence[str] | None) -> Iterator[Any]:
         """See `Sink.tables`; one a part, in order."""
-        return part_tables(self, whole.bad if bad else whole.parts, columns)
+        return part_tables(self, whole, bad, columns)
 
     def differences(self, whole: Manifest, seen: Callable[[Part], None]) -> Iterator[Difference]:
         """See `Sink.differences`."""

@@ -41,6 +41,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     software: dict[str, str]
     routing: Routing | msgspec.UnsetType = msgspec.UNSET
     """Only where it is not one version alone that answers."""
+    arrow_schema: str | msgspec.UnsetType = msgspec.UNSET
+    """Only where files hold no types: the columns of the parts, as Arrow serializes a schema, in base64."""
 
 
 class DamagedManifest(OctoserveError):
@@ -49,7 +51,7 @@ class DamagedManifest(OctoserveError):
     reason = "damaged"
 
 
-def make(job: Job, finished: Sequence[Finished]) -> Manifest:
+def make(job: Job, finished: Sequence[Finished], arrow_schema: str | msgspec.UnsetType = msgspec.UNSET) -> Manifest:
     """Of a job whose every split is finished, in order."""
     parts = tuple(line.part for line in finished)
     bad = tuple(line.bad for line in finished if line.bad is not None)
@@ -71,6 +73,7 @@ def make(job: Job, finished: Sequence[Finished]) -> Manifest:
         settings=job.settings,
         software=job.software,
         routing=msgspec.UNSET if job.routing is None else job.routing,
+        arrow_schema=arrow_schema,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,18 +12,25 @@ import numpy as np
 
 from octoserve.connectors.arrow import Array as ArrowArray
 from octoserve.connectors.arrow import DataType, RecordBatch, Schema, pyarrow, width_of
-from octoserve.core.errors import Internal, SettingsError
+from octoserve.connectors.formats import SINK_FORMATS
+from octoserve.connectors.written import SinkFormat
+from octoserve.core.errors import Internal
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Array
 from octoserve.patterns.batch.job import Job
 
 GROUP_BYTES = 8 << 20
 GROUP_ROWS = 1 << 17
+_REASONS = {"reason": "string", "file": "string", "row": "int64"}
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """The output's schemas. dictionary: columns whose values repeat; group_rows: in a row group of a part."""
+    """The output's schemas. dictionary: columns whose values repeat; group_rows: in a row group of a part.
 
+    format: of parts that are files
+    """
+
+    format: SinkFormat
     schema: Schema
     bad_schema: Schema
     passed: tuple[str, ...]
@@ -47,35 +55,44 @@ def layout(
     kept = [_plain(source.field(name)) for name in passed]
     made = [pa.field(job.settings.prefix + spec.name, arrow_type(spec), nullable=False) for spec in signature.outputs]
     made += beside
-    reasons = [pa.field(name, type_, nullable=False) for name, type_ in
-               (("reason", pa.string()), ("file", pa.string()), ("row", pa.int64()))]  # fmt: skip
-    bad_keys = [_plain(source.field(name)) for name in keys if name not in ("reason", "file", "row")]
     schema = pa.schema([*kept, *made], metadata=metadata)
-    _refuse_unwritable(schema)
+    bad = bad_schema({name: _plain(source.field(name)) for name in keys}).with_metadata(metadata)
+    format_ = SINK_FORMATS[job.settings.written]
+    format_.refuse(schema)
+    format_.refuse(bad)
     types = pa.types
     dictionary = [f.name for f in kept if types.is_dictionary(f.type)]
     dictionary += [f.name for f in made if types.is_string(f.type) or types.is_integer(f.type)]
     return Layout(
+        format_,
         schema,
-        pa.schema([*bad_keys, *reasons], metadata=metadata),
+        bad,
         tuple(passed),
-        tuple(field.name for field in bad_keys),
+        tuple(bad.names[: -len(_REASONS)]),
         signature.outputs,
         tuple(dictionary),
         _group_rows(schema),
     )
 
 
-def _refuse_unwritable(schema: Schema) -> None:
-    """Before the first row: what Parquet has no type for."""
-    pa, parquet = pyarrow(), pyarrow("parquet")
-    for field in schema:
-        try:
-            parquet.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
-        except pa.ArrowException as error:
-            raise SettingsError(
-                f"column {field.name} of type {field.type} cannot be written as Parquet: {error}"
-            ) from None
+def noted_schema(shape: Layout) -> str | msgspec.UnsetType:
+    """For the manifest of parts that hold no types. See `manifest.Manifest.arrow_schema`."""
+    if not shape.format.text:
+        return msgspec.UNSET
+    return base64.b64encode(shape.format.written(shape.schema).serialize()).decode()
+
+
+def schema_of(noted: str) -> Schema:
+    """What was noted."""
+    pa = pyarrow()
+    return pyarrow("ipc").read_schema(pa.py_buffer(base64.b64decode(noted)))
+
+
+def bad_schema(keys: Mapping[str, Any]) -> Schema:
+    """Of the table of bad rows. keys: fields by name, of which those that have a name of its own give way."""
+    pa = pyarrow()
+    reasons = [pa.field(name, pa.type_for_alias(type_), nullable=False) for name, type_ in _REASONS.items()]
+    return pa.schema([*(field for name, field in keys.items() if name not in _REASONS), *reasons])
 
 
 def _plain(field: Any) -> Any:

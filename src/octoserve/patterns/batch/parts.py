@@ -1,4 +1,4 @@
-"""One split's Parquet files while they are written, and the order in which they become the result.
+"""One split's files while they are written, and the order in which they become the result.
 
 1. Written where nobody looks, hashed; on a disk fsynced.   Crash after it: orphans.
 2. The lease is asked.                                      The same.
@@ -12,7 +12,6 @@ from typing import Protocol
 
 from octoserve.connectors.arrow import Schema
 from octoserve.connectors.files import OutFile
-from octoserve.connectors.parquet import ParquetWriter
 from octoserve.patterns.batch.job import Split
 from octoserve.patterns.batch.journal import Finished, Part
 from octoserve.patterns.batch.outputs import Layout
@@ -47,14 +46,14 @@ class Shelf(Protocol):
 
 
 class _Table:
-    """A Parquet file that is being written."""
+    """A file that is being written."""
 
     def __init__(self, shelf: Shelf, name: str, schema: Schema, shape: Layout) -> None:
         self.name = name
         self.rows = 0
         self.file = shelf.new_file(name)
         dictionary = [column for column in shape.dictionary if column in schema.names]
-        self.writer = ParquetWriter(self.file, schema, shape.group_rows, dictionary)
+        self.writer = shape.format.writer(self.file, schema, shape.group_rows, dictionary)
 
     def finish(self) -> Part:
         self.writer.close()
@@ -70,7 +69,7 @@ class SplitFiles:
         self._shelf = shelf
         self._split = split
         self._shape = shape
-        self._name = stem + split.name
+        self._name = f"{stem}{split.name}{shape.format.endings[0]}"
         self._good = _Table(shelf, self._name, shape.schema, shape)
         self._bad: _Table | None = None
 

@@ -10,6 +10,7 @@ from octoserve.connectors.objects import bucket
 from octoserve.connectors.postgres import SCHEMES, address
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.batch import databases
+from octoserve.patterns.batch.job import JobSettings
 from octoserve.patterns.batch.lake_sink import LakeSink
 from octoserve.patterns.batch.local import LocalSink
 from octoserve.patterns.batch.object_sink import Buckets, ObjectSink
@@ -33,6 +34,14 @@ def sink_of(sink: str, files: LocalFiles | None = None, buckets: Buckets = bucke
     raise SettingsError(
         f"sink: a folder, an s3:// or postgresql:// URL, delta: or iceberg: wanted, {address(sink).shown!r} came"
     )
+
+
+def refuse_format(sink: Sink, settings: JobSettings) -> None:
+    """Raises SettingsError where somebody chose how files are written, and the sink is a table."""
+    if settings.sink_format and not isinstance(sink, LocalSink | ObjectSink):
+        raise SettingsError(
+            f"--sink-format: for a folder, here or in s3://; {sink.name} is a table, which has its own; leave it out"
+        )
 
 
 def shown(sink: str) -> str:

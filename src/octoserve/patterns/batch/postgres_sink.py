@@ -393,7 +393,7 @@ class _Copied:
 
     def __init__(self, table: str, name: str) -> None:
         self._table = table
-        self._name = name.removesuffix(".parquet")
+        self._name = name
         self._hash = hashlib.sha256()
         self._bytes = 0
         self.rows = 0

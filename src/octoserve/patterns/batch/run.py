@@ -36,8 +36,8 @@ from octoserve.patterns.batch.model import Version
 from octoserve.patterns.batch.object_sink import Buckets
 from octoserve.patterns.batch.opening import asked_of, crew_of, fit
 from octoserve.patterns.batch.outcome import Outcome
-from octoserve.patterns.batch.outputs import layout
-from octoserve.patterns.batch.places import shown, sink_of
+from octoserve.patterns.batch.outputs import layout, noted_schema
+from octoserve.patterns.batch.places import refuse_format, shown, sink_of
 from octoserve.patterns.batch.progress import Progress
 from octoserve.patterns.batch.sinks import Sink, Work
 from octoserve.patterns.batch.table import Table
@@ -112,6 +112,7 @@ def run(wish: Wish, settings: RunSettings, tools: Tools) -> Outcome:
     OctoserveErrors, after which the job can be resumed.
     """
     sink = sink_of(wish.sink, tools.files, tools.buckets)
+    refuse_format(sink, wish.settings)
     planned = sink.job() if sink.has_job() else None
     opened = open_job(wish, planned, settings.workers, tools)
     with contextlib.closing(opened.table.source):
@@ -265,7 +266,8 @@ def _finish_splits(opened: Opened, work: Work, settings: RunSettings, tools: Too
     for line in tools.engine.finish(stage, left):
         finished[line.split] = line
     opened.crew.check()
-    work.commit(manifest.make(job, [finished[split.index] for split in job.splits]))
+    whole = manifest.make(job, [finished[split.index] for split in job.splits], noted_schema(opened.shape))
+    work.commit(whole)
     return sum(split.rows for split in left)
 
 

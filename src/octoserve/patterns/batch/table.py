@@ -14,13 +14,13 @@ from octoserve.patterns.batch.matching import check_file, text_type
 
 
 class Table:
-    """A source. `schema` is the first file's, with the partitions' columns behind it."""
+    """A source. `schema` is the first file's, of text the first one's with rows, and the partitions' columns behind."""
 
     def __init__(self, source: Source) -> None:
         """Reads the first file's footer. Raises InvalidInput."""
         self.source = source
         self.files = files = source.files
-        self._first = source.inspect(files[0])
+        self._at, self._first = self._telling(files)
         self._own: Schema = self._first[0]
         pa = pyarrow()
         twice = sorted({name for name in self._own.names if self._own.names.count(name) > 1})
@@ -35,6 +35,19 @@ class Table:
         self.schema: Schema = self._own
         for name, type_ in self._partitions.items():
             self.schema = self.schema.append(pa.field(name, type_))
+
+    def _telling(self, files: Sequence[SourceFile]) -> tuple[int, tuple[Schema, list[Range]]]:
+        """Which file tells the columns, and what it says: text without a row has no types, of JSON not even names."""
+        first = self.source.inspect(files[0])
+        told, at = first, 0
+        while self.source.text and not told[1] and at + 1 < len(files):
+            at += 1
+            told = self.source.inspect(files[at])
+        if not told[1]:
+            told, at = first, 0
+        if not told[0].names:
+            raise InvalidInput(f"{files[0].path} has no records, so that nothing tells its columns")
+        return at, told
 
     def read_as(self, wanted: Mapping[str, str]) -> None:
         """Of a text format: read the columns of `wanted` as their datatypes, as far as the first records let them be.
@@ -56,15 +69,15 @@ class Table:
         """Of each file. Raises Differs for a file whose columns are not the first one's."""
         own = [name for name in read if name not in self._partitions]
         with ThreadPoolExecutor(threads) as pool:
-            inspected = list(pool.map(self.source.inspect, self.files[1:]))
+            inspected = list(pool.map(self.source.inspect, self.files[self._at + 1 :]))
         wrong = [
             difference
-            for file, (schema, _) in zip(self.files[1:], inspected, strict=True)
-            for difference in check_file(file.path, schema, self._own, own, self.source.text)
+            for file, (schema, _) in zip(self.files[self._at + 1 :], inspected, strict=True)
+            for difference in (check_file(file.path, schema, self._own, own, self.source.text) if schema.names else ())
         ]
         if wrong:
             raise Differs("the source's files are not alike", wrong)
-        return [self._first[1], *(ranges for _, ranges in inspected)]
+        return [*([] for _ in range(self._at)), self._first[1], *(ranges for _, ranges in inspected)]
 
     def read(self, split: Split, columns: Sequence[str], rows: int) -> Iterator[Rows]:
         """The rows of a split, `rows` to a block. Raises InvalidInput."""

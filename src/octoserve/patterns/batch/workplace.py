@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from octoserve.connectors.files import LocalFiles, publish, write_whole
+from octoserve.connectors.formats import SINK_FORMATS
 from octoserve.core.errors import NotFound, OctoserveError, SettingsError
 from octoserve.patterns.batch import manifest
 from octoserve.patterns.batch.job import Job
@@ -23,7 +24,7 @@ from octoserve.patterns.batch.parts import BAD
 INSIDE = "_octoserve"
 """The work folder of a sink in which parts appear in place."""
 JOB, JOURNAL = "job.json", "journal.jsonl"
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_PART = re.compile(rf"part-\d{{5,}}({'|'.join(re.escape(known.endings[0]) for known in SINK_FORMATS.values())})")
 ANSWERS = "spark-"
 """A folder of executors begins so; their run's token follows."""
 _GONE = ".gone"
