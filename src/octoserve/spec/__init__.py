@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from octoserve.core.doors import DOORS, Door
 from octoserve.core.errors import SettingsError
 from octoserve.core.names import is_loopback
 from octoserve.core.slo import Slos
@@ -57,10 +58,6 @@ SECRETS = ("admin_token", "rollout_store")
 """Fields that no error and no listing shows."""
 SECTIONS = ("models", "slo", "rollout", "batch", "queue", "asynchronous")
 """Fields that have no one-line form: neither flags nor variables."""
-
-Door = Literal["v1", "mlflow", "predict", "openapi"]
-"""v1: KServe V1 and TensorFlow Serving; mlflow: its scoring server, SageMaker's contract; predict: plain JSON rows;
-openapi: the document of all of them, and a page."""
 
 
 def _split(value: Any) -> Any:
@@ -173,8 +170,8 @@ class ServeSettings(Section):
     """For requests that bring no deadline; unset: what the SLO makes it, else as long as their connection lives."""
     max_batch_bytes: Size = 16 << 20
     """Bytes of inputs that one run may merge."""
-    doors: Annotated[list[Door], BeforeValidator(_doors)] = Field(default_factory=lambda: list(get_args(Door)))
-    """On the HTTP port beside the Open Inference Protocol: v1, mlflow, predict, openapi; unset: all, v2: none."""
+    doors: Annotated[list[Door], BeforeValidator(_doors)] = Field(default_factory=lambda: list(DOORS))
+    """Beside the Open Inference Protocol: v1, mlflow, predict, openapi (HTTP), tensorflow (gRPC); unset: all, v2: none."""
     default_model: str | None = None
     """The model of paths that name none, /predict and /invocations; unset: the only model there is."""
     repository_api: bool | None = None

@@ -149,6 +149,15 @@ class Service:
         """Every version of the repository with its state."""
         return [entry for entry in self.catalog if not only_ready or entry.state == "READY"]
 
+    def versions(self, model: str, version: str = "") -> list[CatalogEntry]:
+        """A model's versions, the newest first, or the one that is named. Raises NotFound for a label without one."""
+        number = 0
+        if version.isdigit():
+            number = int(version)
+        elif version:
+            number = self.dataplane.bind(model, version).handle.ref.version
+        return [entry for entry in self.catalog if entry.model == model and number in (0, entry.version)][::-1]
+
     async def operate(self, action: str, model: str, parameters: dict[str, Any] | None = None) -> None:
         """Load or unload a model, as a client of a data door asks."""
         if not self._repository_api:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from octoserve.core.doors import DOORS
 from octoserve.core.slo import Slos
 
 
@@ -52,10 +53,6 @@ class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):
     def source_of(self, model: str) -> str:
         """The address of a model's queue."""
         return self.source.replace("{model}", model)
-
-
-DOORS = ("v1", "mlflow", "predict", "openapi")
-"""The HTTP doors beside the Open Inference Protocol's, all of them."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):

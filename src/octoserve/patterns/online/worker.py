@@ -25,6 +25,7 @@ from octoserve.dataplane.endpoint import DataPlane
 from octoserve.dataplane.pair_judge import PairJudge
 from octoserve.lifecycle.manager import Manager
 from octoserve.lifecycle.states import State, VersionReport
+from octoserve.patterns.online.grpc import families
 from octoserve.patterns.online.grpc.door import GrpcDoor
 from octoserve.patterns.online.grpc.standard import Health, reflection
 from octoserve.patterns.online.grpc.transport import GrpcLimits, GrpcServer
@@ -134,9 +135,10 @@ class Worker:
         http = HttpDoor(self._service, limits, cuts, self._async_door(registry), self._config.doors)
         self._http = Http1Server(http, limits, monotonic)
         door, health = GrpcDoor(self._service), Health(self._service)
+        calls = {**door.unary(), **health.unary(), **families.unary(self._service, self._config.doors)}
         self._grpc = GrpcServer(
-            {**door.unary(), **health.unary()},
-            {**door.stream(), **health.stream(), **reflection()},
+            calls,
+            {**door.stream(), **health.stream(), **reflection(calls)},
             GrpcLimits(
                 max_message_bytes=limits.max_body,
                 max_total_buffered_bytes=limits.max_buffered,

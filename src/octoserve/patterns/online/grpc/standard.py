@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from octoserve.codecs.protos import file_of_symbol, files, message, services
+from octoserve.codecs.protos import file_of_symbol, files, message
 from octoserve.patterns.online.grpc.door import SERVICE
 from octoserve.patterns.online.grpc.transport import GrpcCall, StreamHandler, UnaryHandler
 from octoserve.patterns.online.service import Service
@@ -111,15 +111,16 @@ class _Watch:
             self._timer.cancel()
 
 
-def reflection() -> dict[str, StreamHandler]:
-    """Path -> handler of both versions of server reflection."""
-    return {
-        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": _reflect(version)
-        for version in ("v1", "v1alpha")
+def reflection(paths: Iterable[str]) -> dict[str, StreamHandler]:
+    """Path -> handler of both versions of server reflection. paths: of what else is served."""
+    own = {
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": version for version in ("v1", "v1alpha")
     }
+    served = sorted({path.split("/")[1] for path in (*paths, *own)})
+    return {path: _reflect(version, served) for path, version in own.items()}
 
 
-def _reflect(version: str) -> Callable[[GrpcCall], None]:
+def _reflect(version: str, served: Sequence[str]) -> Callable[[GrpcCall], None]:
     request_type = message(f"grpc.reflection.{version}.ServerReflectionRequest")
     response_type = message(f"grpc.reflection.{version}.ServerReflectionResponse")
 
@@ -131,7 +132,7 @@ def _reflect(version: str) -> Callable[[GrpcCall], None]:
                 call.finish(_INVALID, "not a ServerReflectionRequest message")
                 return
             response = response_type(valid_host=request.host, original_request=request)
-            _describe(request, response)
+            _describe(request, response, served)
             call.send(response.SerializeToString())
 
         call.on_message = asked
@@ -140,10 +141,10 @@ def _reflect(version: str) -> Callable[[GrpcCall], None]:
     return handle
 
 
-def _describe(request: Any, response: Any) -> None:
+def _describe(request: Any, response: Any, served: Sequence[str]) -> None:
     asked = request.WhichOneof("message_request")
     if asked == "list_services":
-        for service in services():
+        for service in served:
             response.list_services_response.service.add(name=service)
         return
     name: str | None

@@ -14,16 +14,17 @@ from urllib.parse import unquote
 import msgspec
 
 from octoserve.codecs.open_inference_json import Request, decode_request, encode_response, raw_request
+from octoserve.core.doors import DOORS
 from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.families import Families
-from octoserve.patterns.online.http.head import Handler, Head
+from octoserve.patterns.online.http.head import Head
 from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.patterns.online.http.routes import Answer, Route, get, method, respond_to
 from octoserve.patterns.online.service import ServerMetadata, Service
-from octoserve.patterns.online.settings import DOORS, Limits
+from octoserve.patterns.online.settings import Limits
 from octoserve.telemetry.metrics import Metric
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,8 @@ class HttpCall(Call):
 class Routes(Protocol):
     """What else the port offers below a model."""
 
-    def find(self, head: Head, model: str, rest: list[str]) -> tuple[Handler, Any]:
-        """Handler and binding for this head. Raises OctoserveError."""
+    def find(self, head: Head, model: str, rest: list[str]) -> Route:
+        """The route of a path below a model. Raises OctoserveError."""
         ...
 
 
