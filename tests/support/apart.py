@@ -1,5 +1,5 @@
 """Packages for the tests that do not go together with octoserve's own: an environment of their own, made once from
-`requirements/NAME.txt` and kept under .cache. `mlflow` is one.
+`requirements/NAME.txt`, which names every one of them, and kept under .cache. `mlflow` is one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _make(folder: Path, pinned: Path) -> None:
     into = ["--python", str(folder / "bin" / "python")]
     for command in (
         [uv, "venv", "-q", "--python", sys.executable, str(folder)],
-        [uv, "pip", "install", "-q", *into, "--require-hashes", "-r", str(pinned)],
+        [uv, "pip", "install", "-q", *into, "--no-deps", "--require-hashes", "-r", str(pinned)],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -171,7 +171,7 @@ class ServeSettings(Section):
     max_batch_bytes: Size = 16 << 20
     """Bytes of inputs that one run may merge."""
     doors: Annotated[list[Door], BeforeValidator(_doors)] = Field(default_factory=lambda: list(DOORS))
-    """Beside the Open Inference Protocol: v1, mlflow, predict, openapi (HTTP), tensorflow (gRPC); unset: all, v2: none."""
+    """Beside V2: v1, mlflow, predict and openapi over HTTP, tensorflow over gRPC; unset: all, v2: none."""
     default_model: str | None = None
     """The model of paths that name none, /predict and /invocations; unset: the only model there is."""
     repository_api: bool | None = None
