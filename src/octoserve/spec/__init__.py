@@ -174,6 +174,9 @@ class ServeSettings(Section):
     """Beside V2: v1, mlflow, predict and openapi over HTTP, tensorflow over gRPC; unset: all, v2: none."""
     default_model: str | None = None
     """The model of paths that name none, /predict and /invocations; unset: the only model there is."""
+    multi_model: Path | None = None
+    """Folder below which SageMaker puts the models of a multi-model container: POST /models loads one, DELETE unloads
+    it, for whoever reaches the HTTP port. Unset: off; `octoserve sagemaker` sets it where it is told to."""
     repository_api: bool | None = None
     """Whether clients may load and unload models through the data doors; unset: only if `host` is loopback."""
 

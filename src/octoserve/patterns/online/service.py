@@ -172,6 +172,10 @@ class Service:
             raise NotFound(f"model {model!r} is not in the repository")
         await self._operations.operate(action, model)
 
+    async def change(self, action: str, model: str) -> None:
+        """Load or unload a model by a door that the operator has opened for that alone."""
+        await self._operations.operate(action, model)
+
     def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:
         """What this worker did since it started. Raises NotFound for an unknown model or version."""
         if model:

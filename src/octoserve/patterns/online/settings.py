@@ -55,6 +55,18 @@ class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):
         return self.source.replace("{model}", model)
 
 
+class MultiModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A container into which SageMaker loads models; see `ServeSettings.multi_model`.
+
+    folder:  below which it puts them
+    workers: each of which takes memory for a model
+    """
+
+    folder: str
+    repository: str
+    workers: int = 1
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Written as JSON to a worker's standard input."""
 
@@ -73,6 +85,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     repository_api: bool = True
     """Whether clients may load and unload models through the data doors."""
     asynchronous: AsyncRequests | None = None
+    multi_model: MultiModel | None = None
     doors: tuple[str, ...] = DOORS
     default_model: str = ""
     """Of doors whose paths name none; "": the only model."""

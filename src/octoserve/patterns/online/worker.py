@@ -132,7 +132,9 @@ class Worker:
     def _doors(self, registry: Registry) -> None:
         limits = self._config.limits
         cuts = registry.counter("octoserve_cut_total", "Connections and requests that were cut.", ("door", "reason"))
-        http = HttpDoor(self._service, limits, cuts, self._async_door(registry), self._config.doors)
+        http = HttpDoor(
+            self._service, limits, cuts, self._async_door(registry), self._config.doors, self._config.multi_model
+        )
         self._http = Http1Server(http, limits, monotonic)
         door, health = GrpcDoor(self._service), Health(self._service)
         calls = {**door.unary(), **health.unary(), **families.unary(self._service, self._config.doors)}

@@ -5,9 +5,8 @@ It translates and decides nothing: predictions go to the data plane, everything 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -22,9 +21,9 @@ from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.families import Families
 from octoserve.patterns.online.http.head import Head
 from octoserve.patterns.online.http.infer_head import InferHead
-from octoserve.patterns.online.http.routes import Answer, Route, get, method, respond_to
+from octoserve.patterns.online.http.routes import Answer, Later, Route, get, method, respond_to
 from octoserve.patterns.online.service import ServerMetadata, Service
-from octoserve.patterns.online.settings import Limits
+from octoserve.patterns.online.settings import Limits, MultiModel
 from octoserve.telemetry.metrics import Metric
 
 log = logging.getLogger(__name__)
@@ -103,15 +102,16 @@ class HttpDoor:
         cuts: Metric,
         asynchronous: Routes | None = None,
         doors: Collection[str] = DOORS,
+        multi_model: MultiModel | None = None,
     ) -> None:
-        """doors: beside V2; see `ServeSettings.doors`"""
+        """doors: beside V2; see `ServeSettings.doors`. multi_model: where SageMaker puts models, if it does"""
         self._service = service
         self._dataplane = service.dataplane
         self._cuts = cuts
         self._asynchronous = asynchronous
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._later = Later()
         self._inflater = Inflater(limits.max_body)
-        self._families = Families(service, self._inflater, doors)
+        self._families = Families(service, self._inflater, doors, multi_model)
 
     # --- the Application that a connection asks for ------------------------------------------------------------
 
@@ -247,25 +247,13 @@ class HttpDoor:
             parameters = _json_object(body).get("parameters")
             if parameters is not None and not isinstance(parameters, dict):
                 raise InvalidInput("parameters must be an object")
-            self._later(connection, self._service.operate(action, model, parameters))
+            self._later.answer(connection, operate(parameters))
+
+        async def operate(parameters: dict[str, Any] | None) -> bytes:
+            await self._service.operate(action, model, parameters)
+            return b""
 
         return handle
-
-    def _later(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
-        async def run() -> None:
-            try:
-                await work
-            except OctoserveError as error:
-                respond_to(connection, error)
-            except Exception:
-                log.exception("an operation failed")
-                respond_to(connection, Internal("the operation failed; the server's log has the reason"))
-            else:
-                connection.respond_json(b"")
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

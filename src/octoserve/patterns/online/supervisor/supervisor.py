@@ -32,7 +32,7 @@ from octoserve.core.errors import OctoserveError, SettingsError, Unavailable
 from octoserve.core.names import is_loopback
 from octoserve.patterns.online.link.messages import Drain, Hello, Operation, OperationReply, ToSupervisor
 from octoserve.patterns.online.link.unix_socket import frame, listen, messages, peer_of
-from octoserve.patterns.online.settings import Admission, Limits, WorkerConfig
+from octoserve.patterns.online.settings import Admission, Limits, MultiModel, WorkerConfig
 from octoserve.patterns.online.supervisor.consumers import Consumers, NoConsumers, async_requests
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
@@ -237,6 +237,7 @@ class Supervisor:
             doors=tuple(settings.doors),
             default_model=settings.default_model or "",
             asynchronous=async_requests(settings),
+            multi_model=multi_model(settings),
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
@@ -486,6 +487,13 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     batching = {name: section.batching.model_dump() for name, section in settings.models.items()}
     fixed = (__version__, told, ports, threads, batching, deadlines_of(settings), settings.slos())
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
+
+
+def multi_model(settings: ServeSettings) -> MultiModel | None:
+    """Where SageMaker puts models, if it does."""
+    if settings.multi_model is None:
+        return None
+    return MultiModel(folder=str(settings.multi_model), repository=str(settings.repository), workers=settings.workers)
 
 
 def rollout_store(settings: ServeSettings) -> Callable[[], Ledger]:
