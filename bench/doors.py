@@ -17,7 +17,7 @@ from load import Target
 from report import Row
 
 BAR = 1.3
-"""Times the CPU of the V2 JSON door, at an equal payload over the same transport; gRPC's doors are held to V2's gRPC."""
+"""Times the CPU of the V2 JSON door at an equal payload; over gRPC, of V2's door there."""
 CONNECTIONS = 64
 _TOLERANCE = 1e-5
 

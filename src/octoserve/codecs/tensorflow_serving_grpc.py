@@ -104,15 +104,16 @@ def decode_predict(data: bytes, most: int) -> tuple[Asked, list[Tensor], list[st
     name = came.model_spec.signature_name
     if name not in ("", rest.SIGNATURE):
         raise UnknownSignature(f"signature_name: there is {rest.SIGNATURE!r}, {name!r} came")
-    for what, count in (("inputs came", len(came.inputs)), ("outputs are wanted", len(came.output_filter))):
-        if count > MAX_TENSORS:
-            raise TooLarge(f"{count} {what}, at most {MAX_TENSORS} are taken")
+    inputs, wanted = came.inputs, came.output_filter
+    if len(inputs) > MAX_TENSORS or len(wanted) > MAX_TENSORS:
+        count = max(len(inputs), len(wanted))
+        raise TooLarge(f"{count} inputs came, or are wanted as outputs; at most {MAX_TENSORS} are taken")
     tensors = []
-    for name, item in came.inputs.items():
-        tensor = tensor_of(name, item, most)
+    for name in inputs:
+        tensor = tensor_of(name, inputs[name], most)
         most -= len(tensor.raw or b"")
         tensors.append(tensor)
-    return asked, tensors, list(dict.fromkeys(came.output_filter)) or None
+    return asked, tensors, list(dict.fromkeys(wanted)) if wanted else None
 
 
 def tensor_of(name: str, came: Any, most: int) -> Tensor:
@@ -123,20 +124,20 @@ def tensor_of(name: str, came: Any, most: int) -> Tensor:
     shape = _shape(name, came.tensor_shape)
     count = math.prod(shape)
     wanted = _FIELDS[datatype]
-    values = getattr(came, wanted)
-    for other, _ in came.ListFields():
-        if other.name not in _HEADERS and other.name not in (wanted, "tensor_content"):
-            raise InvalidInput(f"input {name!r}: {rest.DTYPES[datatype]} belongs in {wanted}, {other.name} came")
-    if came.tensor_content:
+    values, content = getattr(came, wanted), came.tensor_content
+    if content:
         if values:
             raise InvalidInput(f"input {name!r} has {wanted} beside tensor_content; give one of them")
         if datatype != "BYTES":
-            return Tensor(name, datatype, shape, came.tensor_content)
-        values = _texts(name, came.tensor_content, count)
-    if len(values) > count or (count and not values):
-        raise InvalidInput(f"input {name!r}: shape {list(shape)} has {count} elements, {len(values)} came in {wanted}")
-    kind = DATATYPES["UINT16" if wanted == "half_val" else datatype]
+            return Tensor(name, datatype, shape, content)
+        values = _texts(name, content, count)
     missing = count - len(values)
+    if missing < 0 or (missing and not values):
+        other = "".join(f", {f.name} came" for f, _ in came.ListFields() if f.name not in (wanted, *_HEADERS))
+        raise InvalidInput(
+            f"input {name!r}: shape {list(shape)} wants {count} elements in {wanted}, it has {len(values)}{other}"
+        )
+    kind = DATATYPES["UINT16" if wanted == "half_val" else datatype]
     if missing:
         last = len(values[-1]) + _REPEATED_TEXT if datatype == "BYTES" else kind.itemsize
         if missing * last > most:
@@ -150,9 +151,10 @@ def tensor_of(name: str, came: Any, most: int) -> Tensor:
 def _shape(name: str, came: Any) -> Shape:
     if came.unknown_rank:
         raise InvalidInput(f"input {name!r}: a tensor's shape is wanted, one of unknown rank came")
-    if len(came.dim) > MAX_RANK:  # before anything is done with the shape, its text in an error too
-        raise TooLarge(f"input {name!r}: {len(came.dim)} dimensions came, at most {MAX_RANK} are taken")
-    shape = tuple([dim.size for dim in came.dim])
+    dims = came.dim
+    if len(dims) > MAX_RANK:  # before anything is done with the shape, its text in an error too
+        raise TooLarge(f"input {name!r}: {len(dims)} dimensions came, at most {MAX_RANK} are taken")
+    shape = tuple([dim.size for dim in dims])
     if shape and min(shape) < 0:
         raise InvalidInput(f"input {name!r}: shape {list(shape)} has a negative dimension")
     return shape
@@ -189,47 +191,60 @@ def encode_predict(result: Result, outputs: Sequence[str] | None) -> bytes:
     """A serialized PredictResponse of these outputs, or of all."""
     ran = result.ran
     names = ran.signature.output_index
-    indexes = range(len(ran.arrays)) if outputs is None else [names[name] for name in outputs]
-    parts = []
-    for i in indexes:
+    heads: list[bytes] | None = ran.memo.get((_SERVING, result.rows))
+    if heads is None:
+        heads = ran.memo[_SERVING, result.rows] = [_head(result, i) for i in range(len(ran.arrays))]
+    parts: list[bytes] = []
+    for i in range(len(heads)) if outputs is None else [names[name] for name in outputs]:
         spec = ran.signature.outputs[i]
-        values = _values(result, i, spec.datatype)
-        head = _tensor_head(spec.datatype, result.shape(i))
-        name = field(1, spec.name.encode())
-        size = len(head) + sum(map(len, values))
-        tensor = opening(2, size)
-        parts.append(b"%b%b%b%b" % (opening(1, len(name) + len(tensor) + size), name, tensor, head))
-        parts += values
-    parts.append(field(2, _model_spec(ran.model, ran.version)))
+        if spec.datatype in _PACKED:
+            parts += (heads[i], result.raw(i))
+        else:
+            values = _values(result, i, spec.datatype)
+            parts += (_entry(spec.name, heads[i], len(values)), values)
+    parts.append(_answered(ran.model, ran.version))
     return b"".join(parts)
 
 
-def _values(result: Result, index: int, datatype: str) -> list[bytes]:
-    """The elements in their typed field, serialized."""
-    number = _PACKED.get(datatype)
-    if number is not None:
-        raw = result.raw(index)
-        return [opening(number, len(raw)), raw] if raw else []
-    array = result.array(index)
-    if datatype == "BYTES":
-        return [field(8, item if isinstance(item, bytes) else item.encode()) for item in array.ravel().tolist()]
-    if datatype in ("FP16", "BF16"):
-        array = np.frombuffer(raw_from_array(array), "<u2")
-    return [_TensorProto(**{_FIELDS[datatype]: array.ravel().tolist()}).SerializeToString()]
-
-
-@functools.lru_cache(maxsize=4096)
-def _tensor_head(datatype: str, shape: Shape) -> bytes:
-    head = _TensorProto(dtype=_DTYPES[datatype])
+def _head(result: Result, index: int) -> bytes:
+    """What comes before the elements, the same for all requests of a batch with as many rows: where their size is
+    known, all of it; else the tensor's dtype and shape."""
+    spec, shape = result.ran.signature.outputs[index], result.shape(index)
+    head = _TensorProto(dtype=_DTYPES[spec.datatype])
     head.tensor_shape.SetInParent()
     for size in shape:
         head.tensor_shape.dim.add(size=size)
-    return bytes(head.SerializeToString())
+    said: bytes = head.SerializeToString()
+    number = _PACKED.get(spec.datatype)
+    if number is None:
+        return said
+    nbytes = math.prod(shape) * DATATYPES[spec.datatype].itemsize
+    return _entry(spec.name, said + opening(number, nbytes) if nbytes else said, nbytes)
+
+
+def _entry(name: str, head: bytes, more: int) -> bytes:
+    """An output up to its elements, of which `more` bytes follow."""
+    key, tensor = field(1, name.encode()), opening(2, len(head) + more)
+    return b"%b%b%b%b" % (opening(1, len(key) + len(tensor) + len(head) + more), key, tensor, head)
+
+
+def _values(result: Result, index: int, datatype: str) -> bytes:
+    """The elements in their typed field, serialized."""
+    array = result.array(index)
+    if datatype == "BYTES":
+        texts = [item if isinstance(item, bytes) else item.encode() for item in array.ravel().tolist()]
+        return b"".join([field(8, text) for text in texts])
+    if datatype in ("FP16", "BF16"):
+        array = np.frombuffer(raw_from_array(array), "<u2")
+    values = array.ravel().tolist()
+    if datatype == "INT64" and len(values) == 1 and 0 <= values[0] < 128:  # what most classifiers answer: one class
+        return b"\x52\1%c" % values[0]
+    return bytes(_TensorProto(**{_FIELDS[datatype]: values}).SerializeToString())
 
 
 @functools.lru_cache(maxsize=1024)
-def _model_spec(model: str, version: int) -> bytes:
-    return bytes(spec_of(model, version).SerializeToString())
+def _answered(model: str, version: int) -> bytes:
+    return field(2, spec_of(model, version).SerializeToString())
 
 
 def spec_of(model: str, version: int, signature: str = rest.SIGNATURE) -> Any:
