@@ -36,6 +36,10 @@ lock: $(READY)            ## pin every package again
 		pyproject.toml requirements/dev.in -o requirements/dev.txt
 	@$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 \
 		requirements/mlflow.in -o requirements/mlflow.txt
+	@$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 \
+		requirements/clients.in -o requirements/clients.txt
+	@$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 --no-deps \
+		requirements/tensorflow-serving.in -o requirements/tensorflow-serving.txt
 
 protos: $(READY)          ## compile src/octoserve/codecs/protos/*.proto
 	@$(BIN)/python -m octoserve.codecs.protos.compile

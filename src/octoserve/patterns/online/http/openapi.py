@@ -75,7 +75,7 @@ _SCHEMAS: dict[str, Document] = {
             "parameters": {"type": "object"},
             "inputs": {"type": "array", "items": _TENSOR},
             "outputs": {
-                "type": "array",
+                "type": ["array", "null"],
                 "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
             },
         },
@@ -94,7 +94,7 @@ _SCHEMAS: dict[str, Document] = {
         "type": "object",
         "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
         "properties": {
-            "signature_name": {"enum": ["", "serving_default"]},
+            "signature_name": {"enum": ["", "serving_default", None]},
             "instances": {"type": "array", "description": "rows"},
             "inputs": {"description": "the only input whole, or an object of inputs"},
         },
