@@ -52,7 +52,6 @@ def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         receive_timeout=f"{RECEIVE}s",
         idle_timeout="3s",
         max_queue=QUEUE,
-        max_buffered="128MB",
         grace="5s",
     ) as service:
         yield service
@@ -419,30 +418,32 @@ def test_body_of_just_the_limit_is_taken(service: Served) -> None:
     assert got["plus"].array().min() == 2
 
 
-def test_bodies_held_together_are_bounded(service: Served) -> None:
+def test_bodies_held_together_are_bounded(tmp_path: Path) -> None:
     """128 MB for all: of eight clients that send 40 MB each and never finish, most are refused."""
-    before = service.rss()
-    socks = [connect(service) for _ in range(8)]
-    try:
-        for sock in socks:
-            sock.sendall(INFER + b"content-length: 40000000\r\n\r\n")
-        peak = before
-        for sock in socks:
-            with contextlib.suppress(ConnectionError):
-                sock.sendall(b" " * 39_000_000)
-            peak = max(peak, service.rss())
-        until(lambda: sum(map(answered, socks)) == 5, 10, "three of 40 MB are all that go into 128 MB")
-        assert {status(sock.recv(1 << 16)) for sock in socks if answered(sock)} == {503}
-        assert peak < before + 200e6
-        assert service.ask("POST", "/v2/models/versioned/infer", BODY).status == 200
-    finally:
-        for sock in socks:
-            sock.close()
-    until(lambda: service.total("octoserve_connections", door="http") == 0, 10)
-    whole = INFER + b"content-length: %d\r\n\r\n" % 40_000_000 + b" " * 40_000_000
-    with connect(service) as sock:
-        sock.sendall(whole)
-        assert status(sock.recv(1 << 16)) == 400, "room again, and no JSON"
+    publish(tmp_path / "models", "versioned", 1, versioned_model(1))
+    with serving(tmp_path / "models", tmp_path / "patient", receive_timeout="120s", max_buffered="128MB") as patient:
+        before = patient.rss()
+        socks = [connect(patient) for _ in range(8)]
+        try:
+            for sock in socks:
+                sock.sendall(INFER + b"content-length: 40000000\r\n\r\n")
+            peak = before
+            for sock in socks:
+                with contextlib.suppress(ConnectionError):
+                    sock.sendall(b" " * 39_000_000)
+                peak = max(peak, patient.rss())
+            until(lambda: sum(map(answered, socks)) == 5, 60, "three of 40 MB are all that go into 128 MB")
+            assert {status(sock.recv(1 << 16)) for sock in socks if answered(sock)} == {503}
+            assert peak < before + 200e6
+            assert patient.ask("POST", "/v2/models/versioned/infer", BODY).status == 200
+        finally:
+            for sock in socks:
+                sock.close()
+        until(lambda: patient.total("octoserve_connections", door="http") == 0, 30)
+        whole = INFER + b"content-length: %d\r\n\r\n" % 40_000_000 + b" " * 40_000_000
+        with connect(patient) as sock:
+            sock.sendall(whole)
+            assert status(sock.recv(1 << 16)) == 400, "room again, and no JSON"
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "raw deflate"])

@@ -338,6 +338,35 @@ def test_grpc_is_split_by_metadata(envoy: EnvoyRig, tmp_path: Path) -> None:
             upstream.stop()
 
 
+@needs_envoy
+def test_grpc_of_several_endpoints_is_split_by_what_its_metadata_names(tmp_path: Path) -> None:
+    upstream = GrpcUpstream("all")
+    settings = EnvoySettings(
+        listen="127.0.0.1:0", http=("127.0.0.1:9",), grpc=(upstream.address,), grpc_endpoint="wine"
+    )
+    backend = EnvoyBackend(tmp_path, settings)
+    process = drive(EnvoyProcess.start(backend, concurrency=1))
+    try:
+        drive(backend.apply(RoutePlan("wine", 1, split_arms(1, 2, 0), "s")))
+        drive(backend.apply(RoutePlan("iris", 2, split_arms(1, 2, BUCKETS), "s", KEY, overrides={"tester": 1})))
+        with grpc.insecure_channel(drive(backend.admin.listening_on())) as channel:
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+
+            def drawn(*metadata: tuple[str, str]) -> tuple[str, str]:
+                infer(b"", metadata=metadata, timeout=5)
+                told = upstream.requests[-1]
+                return told["x-octoserve-endpoint"], told["x-octoserve-arm"]
+
+            named = ("x-octoserve-endpoint", "iris")
+            assert drawn(named, ("x-user", "someone")) == ("iris", "candidate")
+            assert drawn(named, ("x-user", "tester")) == ("iris", "override")
+            assert drawn(("x-octoserve-endpoint", "wine")) == ("wine", "stable")
+            assert drawn() == drawn(("x-octoserve-endpoint", "other")) == ("wine", "stable")
+    finally:
+        drive(process.stop())
+        upstream.stop()
+
+
 def test_an_envoy_that_is_not_there_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "envoy", None)
     monkeypatch.setenv("PATH", str(tmp_path))

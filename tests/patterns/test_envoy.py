@@ -79,15 +79,17 @@ class Users:
         self.seen: dict[str, list[int]] = defaultdict(list)
         self.errors: list[str] = []
         self.stop = threading.Event()
+        self.names = [[f"u{n}-{user}" for user in range(users)] for n in range(http + grpc)]
+        """Of each thread."""
         self._threads = [
-            threading.Thread(target=self._run, args=(self._http if n < http else self._grpc, n, users), daemon=True)
-            for n in range(http + grpc)
+            threading.Thread(target=self._run, args=(self._http if n < http else self._grpc, names), daemon=True)
+            for n, names in enumerate(self.names)
         ]
 
     def __enter__(self) -> Users:
         for thread in self._threads:
             thread.start()
-        until(self.all_asked(), 20, "answers")
+        until(self.all_asked(), 60, "answers")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,8 +97,7 @@ class Users:
         for thread in self._threads:
             thread.join(20)
 
-    def _run(self, connect: Callable[[], Any], number: int, users: int) -> None:
-        names = [f"u{number}-{user}" for user in range(users)]
+    def _run(self, connect: Callable[[], Any], names: list[str]) -> None:
         while not self.stop.is_set():
             try:
                 with connect() as ask:
@@ -124,13 +125,12 @@ class Users:
     def all_asked(self, more: int = 1) -> Callable[[], bool]:
         """A condition: every user has had so many more answers than now."""
         before = {name: len(seen) for name, seen in list(self.seen.items())}
-        return lambda: (
-            bool(self.seen) and all(len(seen) >= before.get(name, 0) + more for name, seen in list(self.seen.items()))
-        )
+        everybody = [name for names in self.names for name in names]
+        return lambda: all(len(self.seen.get(name, ())) >= before.get(name, 0) + more for name in everybody)
 
     def now(self) -> dict[str, int]:
         """What each user saw last, after asking anew."""
-        until(self.all_asked(2), 20, "every user")
+        until(self.all_asked(2), 60, "every user")
         return {name: seen[-1] for name, seen in list(self.seen.items())}
 
     def went_back(self) -> list[str]:
@@ -388,7 +388,7 @@ def test_without_its_envoy_a_rollout_waits_and_an_abort_holds_all_the_same(repos
         process.kill()
         process.wait()
         waits(it, f"Envoy (Envoy's admin at 127.0.0.1:{admin} does not answer")
-        drawn = {"x_octoserve_arm": "candidate", "x_octoserve_version": "2"}
+        drawn = {"x_octoserve_arm": "candidate", "x_octoserve_version": "2", "x_octoserve_endpoint": "versioned"}
         with contextlib.closing(connect(it.service.ports["http"])) as connection:
             assert ask(connection, **drawn) == 2, "what an Envoy has drawn"
             assert it.rollout()["step"] == 0

@@ -214,7 +214,7 @@ def test_overrides_see_their_version_and_count_for_no_arm() -> None:
 def drawn(role: str, version: int, stratum: str = "r/0", **more: str) -> Keyed:
     """A request as a proxy in front passes it on."""
     named = {"x-octoserve-arm": role, "x-octoserve-version": str(version), "x-octoserve-stratum": stratum}
-    return Keyed({**named, **more})
+    return Keyed({"x-octoserve-endpoint": "m", **named, **more})
 
 
 def test_a_proxy_in_front_names_the_arm() -> None:
@@ -235,6 +235,16 @@ def test_what_no_proxy_has_drawn_by_this_plan_is_answered_and_counts_for_no_arm(
     assert [version_of(c) for c in former] == [2, 1]
     assert house.evidence("unassigned").attempts == 7
     assert house.evidence("candidate").attempts == house.evidence("stable").attempts == 0
+
+
+def test_what_another_endpoints_plan_has_drawn_is_stables() -> None:
+    """A gRPC call that named no endpoint: the front has not read whom its message is for."""
+    house = House()
+    house.route(100, by_proxy=True)
+    other = {"x-octoserve-endpoint": "other"}
+    calls = house.ask(drawn("candidate", 2, **other), drawn("candidate", 2, "r/9", **other))
+    assert [version_of(c) for c in calls] == [1, 1]
+    assert house.evidence("unassigned").attempts == 2
 
 
 def test_an_aborted_candidate_is_stables_whatever_a_proxy_still_says() -> None:

@@ -13,7 +13,7 @@ from octoserve.control.reconcile import reconcile
 from octoserve.control.snapshot import Aspired, ModelWishes, Snapshot, WorkerView
 from octoserve.core.errors import SettingsError
 from octoserve.lifecycle.states import State, VersionReport
-from octoserve.repository.layout import DiskState, VersionOnDisk
+from octoserve.repository.layout import DiskState, ModelSettings, VersionOnDisk
 from support.scale import scale
 
 M = "fraud"
@@ -395,3 +395,17 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=scale(50, 500), stateful_step_count=40, deadline=None)
+
+
+def test_a_version_that_acts_on_the_world_is_not_loaded_with_a_cache():
+    acting = msgspec.structs.replace(on_disk(1), settings=ModelSettings(effects="external"))
+    house = House(acting, wishes={M: ModelWishes(cached=True)})
+    house.step()
+    assert house.held == set()
+    assert "an answer from the cache would not act on the world" in house.current.catalog[0].reason
+    house = House(acting, 2, wishes={M: ModelWishes(cached=True)}, policy="all")
+    house.step()
+    assert [(ref.version, ref.cached) for ref in house.current.versions] == [(2, True)]
+    house = House(acting)
+    house.step()
+    assert [(ref.version, ref.cached) for ref in house.current.versions] == [(1, False)]

@@ -125,7 +125,11 @@ def test_istio_mirrors_and_headers() -> None:
     assert rule["kind"] == "DestinationRule"  # its subsets must be there when the routes to them are
     assert split["mirrors"][0]["percentage"] == {"value": 2.5}
     assert split["mirrors"][0]["destination"]["subset"] == "v2-shadow"
-    assert split["route"][0]["headers"]["request"]["set"] == {"x-octoserve-arm": "stable", "x-octoserve-version": "1"}
+    assert split["route"][0]["headers"]["request"]["set"] == {
+        "x-octoserve-arm": "stable",
+        "x-octoserve-version": "1",
+        "x-octoserve-endpoint": "iris",
+    }
     assert rest["route"][0]["destination"]["subset"] == "v1-stable"
     assert split["match"] == [{"uri": {"exact": "/v2/models/iris/infer"}}]
 

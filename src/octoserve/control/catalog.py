@@ -55,6 +55,11 @@ def problem(snapshot: Snapshot, disk: VersionOnDisk) -> str:
     """Why this version would not be loaded as it lies on disk; empty if it would."""
     if disk.state is not DiskState.WHOLE:
         return disk.reason
+    if disk.settings.effects == "external" and snapshot.wishes_of(disk.model).cached:
+        return (
+            f"its model.yaml says `effects: external`, and an answer from the cache would not act on the world; take "
+            f"models.{disk.model}.cache out of the spec"
+        )
     key: Key = (disk.model, disk.version)
     recorded = snapshot.digests.get(key)
     if recorded is None or recorded == disk.digest:

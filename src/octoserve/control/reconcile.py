@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from octoserve.control.catalog import catalog
+from octoserve.control.catalog import catalog, problem
 from octoserve.control.policy import select
 from octoserve.control.readiness import (
     all_applied,
@@ -88,10 +88,9 @@ def _ref(snapshot: Snapshot, disk: VersionOnDisk, known: VersionRef | None) -> V
     in_use = known is not None and (held or key in snapshot.current.routed())
     if in_use and (disk.state is not DiskState.WHOLE or known is None or disk.digest != known.digest):
         return known  # what is in memory is not changed under its users, whatever happens to its files
-    recorded = snapshot.digests.get(key)
-    if disk.state is not DiskState.WHOLE or (recorded is not None and recorded != disk.digest):
-        return None
     wishes = snapshot.wishes_of(disk.model)
+    if disk.state is not DiskState.WHOLE or problem(snapshot, disk):
+        return None
     mine = disk.settings
     attempt = snapshot.base_attempt + disk.edition + snapshot.retries.get(disk.model, 0)
     return VersionRef(
@@ -104,6 +103,7 @@ def _ref(snapshot: Snapshot, disk: VersionOnDisk, known: VersionRef | None) -> V
         batching=mine.batching if wishes.batching is None else wishes.batching,
         max_batch_rows=wishes.max_batch_rows or mine.max_batch_rows or DEFAULT_BATCH_ROWS,
         attempt=max(attempt, known.attempt) if known is not None else attempt,
+        cached=wishes.cached,
     )
 
 

@@ -25,6 +25,8 @@ class ModelWishes(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     batching: bool | None = None
     max_batch_rows: int | None = None
+    cached: bool = False
+    """Whether its answers are kept, which a version that acts on the world does not allow."""
     on_new_version: str = "switch"
     """switch: the newest one answers as soon as it is ready; rollout, hold: the stable one does until a rollout has
     said otherwise."""

@@ -90,5 +90,10 @@ class SettingsError(OctoserveError):
     reason = "settings"
 
 
-CLIENTS_DOING = frozenset({"invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled"})
+CLIENTS_DOING = frozenset(
+    {
+        "invalid", "too_large", "not_found", "unsupported", "conflict", "cancelled",
+        "tenant_rate", "tenant_concurrency",
+    }
+)  # fmt: skip
 """Reasons that are the client's doing: no error of a version, and nothing that breaks a promise. Any other is ours."""

@@ -27,27 +27,40 @@ class ByteBudget:
         self.limit = limit
         self.held = 0
 
-    def refuse(self, size: int, seconds_ahead: float) -> None:
-        """Raise Overloaded for `size` more bytes than there is room for; a call alone always has room."""
+    def refuse(self, size: int, seconds_ahead: float, limit: int | None = None) -> None:
+        """Raise Overloaded for `size` more bytes than there is room for; a call alone always has room.
+
+        limit: of the call's level, where it is less than that of all
+        """
         if self.held:
             raise Overloaded(
-                f"the queue holds {self.held} bytes of inputs; {size} more are over its limit of {self.limit}",
+                f"the queue holds {self.held} bytes of inputs; {size} more are over its limit of "
+                f"{self.limit if limit is None else limit}",
                 retry_after(seconds_ahead),
                 "queue_bytes",
             )
 
 
-def admit(now: float, deadline: float, pending: int, max_pending: int, rows_ahead: int, seconds_per_row: float) -> None:
+def admit(
+    now: float,
+    deadline: float,
+    pending: int,
+    max_pending: int,
+    rows_ahead: int,
+    seconds_per_row: float,
+    level: str = "",
+) -> None:
     """Raise Overloaded or DeadlineExceeded unless there is room, and time.
 
     now, deadline:   seconds of one clock
     pending:         requests waiting or running
     rows_ahead:      rows of those
     seconds_per_row: as measured lately; 0 while unknown
+    level:           whose room `max_pending` is, where it is not everybody's
     """
     if pending >= max_pending:
         raise Overloaded(
-            f"the queue is full ({max_pending} requests)",
+            f"the queue is full{f' for priority {level}' if level else ''} ({max_pending} requests)",
             retry_after(rows_ahead * seconds_per_row),
             "queue_full",
         )

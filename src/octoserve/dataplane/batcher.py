@@ -21,6 +21,7 @@ from concurrent.futures import Executor
 import msgspec
 import numpy as np
 
+from octoserve.core.admission import LEVELS, Priorities
 from octoserve.core.clock import Clock
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import Cancelled, DeadlineExceeded, Internal, OctoserveError, Overloaded, Unavailable
@@ -28,8 +29,10 @@ from octoserve.core.results import Ran, Result
 from octoserve.core.signature import Signature
 from octoserve.core.tensors import Array
 from octoserve.dataplane.admission import ByteBudget, admit
+from octoserve.dataplane.cache import Kept
 from octoserve.dataplane.call import NEVER, Call
-from octoserve.dataplane.statistics import VersionStatistics
+from octoserve.dataplane.priorities import Levels
+from octoserve.dataplane.statistics import LET_IN, SHED, VersionStatistics
 from octoserve.lifecycle.lease import Handle
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,8 @@ class BatchLimits(msgspec.Struct, frozen=True):
     rows: int = 64
     bytes: int = 16 << 20
     queue: int = 1024
+    priorities: Priorities | None = None
+    """None: first come, first served."""
 
 
 class Batcher:
@@ -78,9 +83,12 @@ class Batcher:
         self._clock = clock
         self._budget = budget
         self._merge = handle.signature.batchable
+        self.cache: Kept | None = None
+        """Where this queue's answers are kept; set by who publishes the version."""
         self.counted = False
         """Whether an arm of a split may want to know what comes of its calls."""
-        self._waiting: deque[Call] = deque()
+        self._levels = None if limits.priorities is None else Levels(limits.priorities)
+        self._waiting: deque[Call] | Levels = deque() if self._levels is None else self._levels
         self._running: list[Call] = []
         self._rows_ahead = 0
         self._scheduled = False
@@ -97,9 +105,11 @@ class Batcher:
 
     def beside(self) -> Batcher:
         """A second queue of the same version, with runs of its own and the same statistics."""
-        return type(self)(
+        second = type(self)(
             self.handle, self.statistics, self._limits, self._loop, self._executor, self._clock, self._budget
         )
+        second.cache = None if self.cache is None else self.cache.beside()
+        return second
 
     # --- in ------------------------------------------------------------------------------------------
 
@@ -117,7 +127,9 @@ class Batcher:
         """Admit a call whose inputs are in signature order. Raises Overloaded or DeadlineExceeded."""
         pending = len(self._waiting) + len(self._running)
         timed = call.deadline != NEVER
-        if timed or pending >= self._max_queue:
+        if self._levels is not None:
+            self._admit(call, pending, self._levels)
+        elif timed or pending >= self._max_queue:
             admit(call.arrived, call.deadline, pending, self._max_queue, self._rows_ahead, self._row_seconds)
         budget = self._budget
         held = budget.held + call.nbytes
@@ -134,6 +146,21 @@ class Batcher:
         if timed:
             self._timed += 1
             self._sweep_later()
+
+    def _admit(self, call: Call, pending: int, levels: Levels) -> None:
+        """Whether there is room and time for a call of its level. Raises Overloaded or DeadlineExceeded."""
+        level, budget = call.level, self._budget
+        room, limit = levels.share(level, self._max_queue), levels.share(level, budget.limit)
+        try:
+            if pending >= room or call.deadline != NEVER or budget.held + call.nbytes > limit:
+                ahead = self._rows_ahead - levels.rows_behind(level)
+                admit(call.arrived, call.deadline, pending, room, ahead, self._row_seconds, LEVELS[level])
+                if budget.held + call.nbytes > limit:
+                    budget.refuse(call.nbytes, ahead * self._row_seconds, limit)
+        except Overloaded:
+            self.statistics.of_level(level, SHED).value += 1
+            raise
+        self.statistics.of_level(level, LET_IN).value += 1
 
     def cancel(self, call: Call) -> None:
         """The caller went away; a run that has begun is finished, its answer dropped."""
@@ -180,6 +207,8 @@ class Batcher:
         call.batcher = None
         if call.deadline != NEVER:
             self._timed -= 1
+        if call.tenant is not None:
+            call.tenant.leave()
 
     # --- a turn --------------------------------------------------------------------------------------
 
@@ -199,6 +228,8 @@ class Batcher:
     def _next_batch(self) -> tuple[list[Call], int, int]:
         """The oldest call and those behind it that may share its run; their rows and bytes."""
         waiting = self._waiting
+        if self._levels is not None:
+            self._levels.begin()
         now = self._clock() if self._timed else 0.0
         calls: list[Call] = []
         others: list[Call] = []
@@ -328,6 +359,8 @@ class Batcher:
                 call.batcher = None
                 if call.deadline != NEVER:
                     self._timed -= 1
+                if call.tenant is not None:
+                    call.tenant.leave()
                 call.result = Result(ran) if alone else Result(ran, at, call.rows)
                 try:
                     call.answered()
@@ -336,6 +369,8 @@ class Batcher:
                 delivered.append(call)
             at += call.rows
         latencies = self.statistics.delivered(delivered, start, self._clock())
+        if self.cache is not None:
+            self.cache.keep(delivered)
         if self.counted:
             self._count(delivered, latencies)
 

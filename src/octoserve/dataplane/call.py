@@ -17,7 +17,9 @@ from octoserve.core.tensors import Tensor
 
 if TYPE_CHECKING:
     from octoserve.dataplane.batcher import Batcher
+    from octoserve.dataplane.cache import Key as CacheKey
     from octoserve.dataplane.split import ArmRoute
+    from octoserve.dataplane.tenants import Tenant
 
 NEVER = float("inf")
 
@@ -49,6 +51,14 @@ class Call:
     arm: ArmRoute | None = None
     """What a split bound it to; None where one version has all requests."""
     segments: tuple[str, ...] = ()
+    level: int = 0
+    """Its priority, a place in `core.admission.LEVELS`; where levels are on."""
+    tenant: Tenant | None = None
+    """Whose it is, while it is in flight; where tenants have limits."""
+    cache: str = ""
+    """Whether its answer came from the cache: `hit` or `miss`; "" where the version has none."""
+    cache_key: CacheKey | None = None
+    """Where its answer will be kept."""
     made_for: Signature | None = None
     """By which signature a split's door has read a body that names neither datatypes nor inputs; None otherwise."""
     result: Result | None = None

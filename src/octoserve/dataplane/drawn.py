@@ -1,18 +1,21 @@
 """The pick of a proxy in front, as its headers name it, held against the plan that is in force here.
 
-The plan here has the last word: an arm, a tester's version or a shadow that it does not have is answered by the stable
-version, whatever a proxy says that follows an older plan. So an abort is in effect once the workers follow, though no
-proxy does yet. Such requests, and those that no proxy has drawn, are counted apart (`UNASSIGNED`): they say nothing of
-this plan's shares. A candidate's failures count for its breaker all the same.
+The plan here has the last word: an arm, a tester's version or a shadow that it does not have, and what another
+endpoint's plan has drawn, is answered by the stable version, whatever a proxy says that follows an older plan. So an
+abort is in effect once the workers follow, though no proxy does yet. Such requests, and those that no proxy has drawn,
+are counted apart (`UNASSIGNED`): they say nothing of this plan's shares. A candidate's failures count for its breaker
+all the same.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote
 
 from octoserve.core.evidence import CANDIDATE, STABLE
 from octoserve.routing.plan import (
     ARM_HEADER,
+    ENDPOINT_HEADER,
     OVERRIDE,
     SHADOW,
     SHADOW_HEADER,
@@ -38,6 +41,7 @@ class Drawn:
     """See the module."""
 
     def __init__(self, plan: RoutePlan, route: Route) -> None:
+        self._endpoint = quote(plan.endpoint, safe="")
         self._stratum = plan.stratum
         arms = {(arm.role, arm.version) for arm in plan.arms if arm.hi > arm.lo} | {(STABLE, plan.stable)}
         by_hand = {(OVERRIDE, version) for version in plan.overrides.values()}
@@ -55,6 +59,8 @@ class Drawn:
     def arm_of(self, call: Call, cut: str) -> ArmRoute:
         """Where a request goes. cut: why the candidate is cut here, if it is."""
         header = call.header
+        if header(ENDPOINT_HEADER) != self._endpoint:
+            return self._unassigned
         role = SHADOW if header(SHADOW_HEADER) else header(ARM_HEADER) or ""
         known = self._now if (header(STRATUM_HEADER) or "") == self._stratum else self._before
         arm = known.get((role, header(VERSION_HEADER) or ""), self._unassigned)

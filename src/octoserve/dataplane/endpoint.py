@@ -7,12 +7,14 @@ seen by the next request and by no half of one.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from octoserve.core.admission import CacheLimits, Priorities, TenantRules
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput, NotFound, OctoserveError, Unavailable
@@ -22,7 +24,9 @@ from octoserve.core.slo import Slos
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.admission import DEFAULT_PENDING_BYTES, ByteBudget
 from octoserve.dataplane.batcher import Batcher, BatchLimits
+from octoserve.dataplane.cache import Families, Kept
 from octoserve.dataplane.call import NEVER, Call
+from octoserve.dataplane.gate import Gate
 from octoserve.dataplane.lanes import LanesBatcher
 from octoserve.dataplane.slo import INTERNAL, SloCounts
 from octoserve.dataplane.splits import Judges, Splits
@@ -31,6 +35,8 @@ from octoserve.dataplane.table import ScoredTable, score, versions_of
 from octoserve.lifecycle.lease import Handle
 from octoserve.routing.plan import RoutePlan
 from octoserve.telemetry.metrics import Registry
+
+log = logging.getLogger(__name__)
 
 _MAX_DIRECT = 1024
 
@@ -52,8 +58,14 @@ class DataPlane:
         slos: Slos = Slos(),
         clock: Clock = monotonic,
         judges: Judges | None = None,
+        priorities: Priorities | None = None,
+        tenants: TenantRules | None = None,
+        caches: Mapping[str, CacheLimits] | None = None,
     ) -> None:
-        self._metrics = Metrics(registry)
+        """caches: of the models whose answers are kept"""
+        self._metrics = Metrics(registry, levels=priorities is not None)
+        self._priorities = priorities
+        self._gate = None if priorities is None and tenants is None else Gate(priorities, tenants, registry)
         self._loop = loop
         self._executor = executor
         self._max_queue = max_queue
@@ -61,6 +73,8 @@ class DataPlane:
         self._budget = ByteBudget(max_pending_bytes)
         self._default_deadline = NEVER if default_deadline is None else default_deadline
         self._deadlines = {name: NEVER if own is None else own for name, own in (deadlines or {}).items()}
+        self._caches = caches or {}
+        self._kept = Families(registry) if caches else None
         self._any_deadline = bool(self._deadlines) or default_deadline is not None
         self.clock = clock
         self._slos = SloCounts(registry, slos)
@@ -96,9 +110,15 @@ class DataPlane:
             statistics = self._statistics[key] = VersionStatistics(
                 self._metrics, ref.model, ref.version, self._slos.of(ref.model)
             )
-        limits = BatchLimits(ref.max_batch_rows, self._max_batch_bytes, self._max_queue)
+        limits = BatchLimits(ref.max_batch_rows, self._max_batch_bytes, self._max_queue, self._priorities)
         kind = LanesBatcher if handle.lanes else Batcher
-        self._batchers[key] = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget)
+        batcher = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget)
+        if self._kept is not None and ref.cached and ref.model in self._caches:
+            batcher.cache = self._kept.cache_of(ref.model, self._caches[ref.model], self.clock).opened()
+        before = self._batchers.get(key)
+        self._batchers[key] = batcher
+        if before is not None:
+            _close(before)
         self._changed(ref.model)
 
     def retire(self, handle: Handle) -> None:
@@ -107,6 +127,7 @@ class DataPlane:
         batcher = self._batchers.get(key)
         if batcher is not None and batcher.handle is handle:  # else it is its successor's place by now
             del self._batchers[key]
+            _close(batcher)
             self._changed(handle.ref.model)
 
     def _changed(self, model: str) -> None:
@@ -115,6 +136,7 @@ class DataPlane:
             batcher = self._batchers.get(key)
             if batcher is None or batcher.handle is not baseline.handle:
                 del self._baselines[key]
+                _close(baseline)
         self.splits.compile_again(model)
 
     def _batcher(self, model: str, version: int, role: str) -> Batcher | None:
@@ -227,8 +249,12 @@ class DataPlane:
             call.deadline = now + self._deadlines.get(call.model, self._default_deadline)
         batcher: Batcher | None = None
         try:
+            if self._gate is not None:
+                self._gate.enter(call)
             batcher = self._direct.get((call.model, call.version)) or self._bind(call)
             self._check(call, batcher)
+            if batcher.cache is not None and self._answered(call, batcher, batcher.cache):
+                return
             batcher.offer(call)
         except OctoserveError as error:
             call.error = error
@@ -238,7 +264,23 @@ class DataPlane:
                 batcher.statistics.failed(call.door, error.reason, self.clock() - call.arrived)
             if call.arm is not None:
                 call.arm.turned_away(call, error.reason)
+            if call.tenant is not None:
+                call.tenant.leave()
             call.answered()
+
+    def _answered(self, call: Call, batcher: Batcher, cache: Kept) -> bool:
+        """Whether it was answered from the cache. Its arm, which it is assigned to, hears no more of it."""
+        ref = batcher.handle.ref
+        if not cache.answers(call, ref.model, ref.version):
+            return False
+        if call.tenant is not None:
+            call.tenant.leave()
+        try:
+            call.answered()
+        except Exception:
+            log.exception("an answer could not be written")
+        batcher.statistics.hit(call.door, self.clock() - call.arrived)
+        return True
 
     def _check(self, call: Call, batcher: Batcher) -> None:
         signature = batcher.handle.signature
@@ -324,6 +366,12 @@ class DataPlane:
         for (m, v), baseline in self._baselines.items():
             waiting[m, str(v)] += baseline.pending
         return waiting
+
+
+def _close(batcher: Batcher) -> None:
+    """Its version is no more."""
+    if batcher.cache is not None:
+        batcher.cache.close()
 
 
 def _held(tensor: Tensor) -> int:

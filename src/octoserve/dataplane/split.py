@@ -20,8 +20,9 @@ from octoserve.dataplane.breaker import STALL_SECONDS, Recent, should_cut
 from octoserve.dataplane.call import Call
 from octoserve.dataplane.drawn import Drawn
 from octoserve.dataplane.exposure import FAILURES, FRESH, Exposure
+from octoserve.dataplane.key_reader import key_reader
 from octoserve.dataplane.mirror import Mirror
-from octoserve.routing.key import HEADER, INPUT, PARAMETER, KeySource, key_bytes, parse_key
+from octoserve.routing.key import parse_key
 from octoserve.routing.plan import BUCKETS, OVERRIDE, RoutePlan
 
 log = logging.getLogger(__name__)
@@ -124,9 +125,9 @@ class Split:
         self.mirror = mirror
         self.cut = ""
         """Why the candidate was cut in this worker; "" if it was not."""
-        self._key = _reader(parse_key(plan.key)) if plan.key else None
+        self._key = key_reader(parse_key(plan.key)) if plan.key else None
         self._seed = plan.seed.encode() + b":"
-        self._segments = [(str(source.name), _reader(source)) for source in map(parse_key, plan.segments)]
+        self._segments = [(str(source.name), key_reader(source)) for source in map(parse_key, plan.segments)]
 
         def route(version: int, role: str, counted_as: str = "") -> ArmRoute:
             attempts = recent.setdefault(role, Recent(plan.breaker[0]))
@@ -277,38 +278,3 @@ class Split:
             self._arms = [(hi, self.stable if arm.role == CANDIDATE else arm) for hi, arm in self._arms]
             version = self._roles[CANDIDATE].version
             self._overrides = {key: arm for key, arm in self._overrides.items() if arm.version != version}
-
-
-def _reader(source: KeySource) -> Callable[[Call], bytes | None]:
-    """What reads a key's bytes from a call; None where it brings none."""
-    name = source.name
-    if source.kind == HEADER:
-
-        def header(call: Call) -> bytes | None:
-            value = call.header(name)
-            return None if value is None else value.encode("latin-1", "replace")
-
-        return header
-    if source.kind == PARAMETER:
-
-        def parameter(call: Call) -> bytes | None:
-            value = call.parameter(name)
-            return None if value is None else key_bytes(value)
-
-        return parameter
-    if source.kind == INPUT:
-        return lambda call: _first_element(call, name)
-    return lambda call: call.key  # a message's key is given with the call
-
-
-def _first_element(call: Call, name: str) -> bytes | None:
-    for tensor in call.inputs:
-        if tensor.name == name:
-            values = tensor.array()
-            if not values.size:
-                return None
-            try:
-                return key_bytes(values.ravel()[0])
-            except InvalidInput as error:
-                raise InvalidInput(f"input {name!r} is what requests are split by: {error}") from None
-    return None

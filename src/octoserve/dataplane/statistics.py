@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from octoserve.core.admission import LEVELS
 from octoserve.dataplane.slo import INTERNAL, EndpointSlo
-from octoserve.telemetry.metrics import ROWS, Counter, Histogram, Registry
+from octoserve.telemetry.metrics import ROWS, Counter, Histogram, Metric, Registry
 
 if TYPE_CHECKING:
     from octoserve.dataplane.call import Call
 
 _MAX_SIZES = 1024
+LET_IN, SHED = "in", "shed"
 
 
 class Metrics:
     """The data plane's metric families; one a process."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, levels: bool = False) -> None:
+        """levels: whether requests have priorities"""
         version = ("model", "version")
         self.requests = registry.histogram(
             "octoserve_request_seconds",
@@ -28,6 +31,13 @@ class Metrics:
         self.run = registry.histogram("octoserve_run_seconds", "One run of the model, whatever its rows.", version)
         self.rows = registry.histogram("octoserve_batch_rows", "Rows in one run of the model.", version, ROWS)
         self.inferences = registry.counter("octoserve_rows_total", "Rows answered.", version)
+        self.levels: Metric | None = None
+        if levels:
+            self.levels = registry.counter(
+                "octoserve_priority_requests_total",
+                "Requests by priority, and whether there was room and time for them.",
+                (*version, "priority", "outcome"),
+            )
 
 
 class VersionStatistics:
@@ -35,6 +45,8 @@ class VersionStatistics:
 
     def __init__(self, metrics: Metrics, model: str, version: int, slo: EndpointSlo | None = None) -> None:
         self._requests = metrics.requests
+        self._levels = metrics.levels
+        self._of_levels: dict[tuple[int, str], Counter] = {}
         self._labels = (model, str(version))
         self.queue = metrics.queue.histogram(*self._labels)
         self.run = metrics.run.histogram(*self._labels)
@@ -51,6 +63,8 @@ class VersionStatistics:
         self.queue_seconds = 0.0
         self.run_seconds = 0.0
         self.last_inference = 0.0
+        self.hits = 0
+        self.hit_seconds = 0.0
         self.batches: dict[int, list[float]] = {}
         """Rows of a run -> [runs, seconds]."""
 
@@ -59,6 +73,14 @@ class VersionStatistics:
         series = self._ok.get(door)
         if series is None:
             series = self._ok[door] = self._requests.histogram(*self._labels, door, "ok")
+        return series
+
+    def of_level(self, level: int, outcome: str) -> Counter:
+        """How many requests of a priority were let in, or shed."""
+        series = self._of_levels.get((level, outcome))
+        if series is None:
+            assert self._levels is not None
+            series = self._of_levels[level, outcome] = self._levels.counter(*self._labels, LEVELS[level], outcome)
         return series
 
     def failed(self, door: str, reason: str, seconds: float) -> None:
@@ -91,6 +113,19 @@ class VersionStatistics:
         self.successes += len(calls)
         self.last_inference = end
         return latencies
+
+    def hit(self, door: str, seconds: float) -> None:
+        """Count an answer from the cache: a request that was answered, and nothing that was queued or run."""
+        self.hits += 1
+        self.hit_seconds += seconds
+        self.successes += 1
+        self.success_seconds += seconds
+        series = self.ok(door)
+        series.observe(seconds)
+        series.fold_if_due()
+        if self._slo is not None and door != INTERNAL:
+            self._slo.observe_all((seconds,))
+            self._slo.fold_if_due()
 
     def ran(self, rows: int, seconds: float, answered: int) -> None:
         """Count one run of the model; `answered` of its rows came out of it, the others failed."""

@@ -55,6 +55,8 @@ class VersionRef(msgspec.Struct, frozen=True):
     max_batch_rows: int = 64
     attempt: int = 0
     """Grows when a failed version's files changed: the same version is to be tried again."""
+    cached: bool = False
+    """Whether its answers may be kept."""
 
     def __str__(self) -> str:
         return f"{self.model} version {self.version}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from urllib.parse import quote
 
 import msgspec
 
@@ -17,6 +18,9 @@ VERSION_HEADER = "x-octoserve-version"
 """Beside it: the version that is to answer. For the two roles that are no arm's it is the only thing that says so."""
 STRATUM_HEADER = "x-octoserve-stratum"
 """Beside them: the stratum of the plan by which it was drawn. Under another one it says nothing of the shares."""
+ENDPOINT_HEADER = "x-octoserve-endpoint"
+"""Beside them: whose plan it was. A gRPC call is drawn before anybody has read whom its message is for."""
+DRAWN_HEADERS = (ARM_HEADER, VERSION_HEADER, STRATUM_HEADER, ENDPOINT_HEADER)
 SHADOW_HEADER = "x-octoserve-shadow"
 """Set on copies, so that whoever answers knows that nobody waits for it."""
 
@@ -103,7 +107,7 @@ class RoutePlan(msgspec.Struct, frozen=True):
 
 def headers_of(plan: RoutePlan, role: str, version: int) -> dict[str, str]:
     """What a proxy says of a request that it has drawn; nothing of a stratum where none is counted."""
-    told = {ARM_HEADER: role, VERSION_HEADER: str(version)}
+    told = {ARM_HEADER: role, VERSION_HEADER: str(version), ENDPOINT_HEADER: quote(plan.endpoint, safe="")}
     return {**told, STRATUM_HEADER: plan.stratum} if plan.stratum else told
 
 

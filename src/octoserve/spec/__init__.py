@@ -20,6 +20,7 @@ from octoserve.core.doors import DOORS, Door
 from octoserve.core.errors import SettingsError
 from octoserve.core.names import is_loopback
 from octoserve.core.slo import Slos
+from octoserve.spec.admission import AdmissionSection, CacheSection
 from octoserve.spec.asynchronous import AsyncSection
 from octoserve.spec.backend import BackendSection
 from octoserve.spec.batch import BatchSection
@@ -32,12 +33,14 @@ __all__ = [
     "PREFIX",
     "SECRETS",
     "SECTIONS",
+    "AdmissionSection",
     "AnalysisSection",
     "AsyncSection",
     "BackendSection",
     "BatchSection",
     "Batching",
     "BreakerSection",
+    "CacheSection",
     "MetricSection",
     "ModelSection",
     "QueueSection",
@@ -56,7 +59,7 @@ __all__ = [
 PREFIX = "OCTOSERVE_"
 SECRETS = ("admin_token", "rollout_store")
 """Fields that no error and no listing shows."""
-SECTIONS = ("models", "slo", "rollout", "batch", "queue", "asynchronous")
+SECTIONS = ("models", "admission", "slo", "rollout", "batch", "queue", "asynchronous")
 """Fields that have no one-line form: neither flags nor variables."""
 
 
@@ -95,6 +98,8 @@ class ModelSection(Section):
     """Threads that one run may use; unset: 1, since one worker a core serves more than one run over all cores."""
     deadline: Duration | None = None
     """For requests that bring none; unset: `default_deadline`, else what the SLO makes it."""
+    cache: CacheSection | None = None
+    """Whether its answers are kept for who asks the same again: `{bytes: 64MB, ttl: 60s}`. See docs/cache.md."""
     slo: OptionalSlo = None
     """What this model promises, instead of the service's `slo`; `false` for nothing. See docs/slo.md."""
     rollout: RolloutSection | None = None
@@ -115,6 +120,8 @@ class ServeSettings(Section):
     """Wishes for single models, by name."""
     version_policy: Policy = "latest:1"
     """Which versions of a model are held: latest:N, all or specific:1,2."""
+    admission: AdmissionSection = AdmissionSection()
+    """Who is let in first, and how much each tenant may ask. See docs/admission.md."""
     slo: OptionalSlo = None
     """What every model promises: `{latency_p99: 20ms, availability: 99.9%, window: 30d}`. See docs/slo.md."""
     rollout: RolloutSection = RolloutSection()

@@ -58,8 +58,8 @@ class BackendSection(Section):
     grpc: list[HostPort] = Field(default_factory=list)
     """envoy: who answers gRPC; unset: this service."""
     grpc_endpoint: str = ""
-    """envoy: the one endpoint whose gRPC calls are split (their messages name it, which Envoy does not read); those of
-    others, and all of them if it is unset, are answered by the stable version."""
+    """envoy: the endpoint whose gRPC calls are split though their metadata has no `x-octoserve-endpoint` (their
+    messages name it, which Envoy does not read); those of others are then answered by the stable version."""
 
     output: Path | None = None
     """istio, gateway-api: the folder that manifests are renamed into, for what brings them into the cluster."""

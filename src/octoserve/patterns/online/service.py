@@ -233,11 +233,11 @@ def _statistics(name: str, version: int, item: VersionStatistics, wall_minus_clo
         InferenceStatistics(
             success=Duration(item.successes, _ns(item.success_seconds)),
             fail=Duration(item.failures, _ns(item.failure_seconds)),
-            queue=Duration(item.successes, _ns(item.queue_seconds)),
+            queue=Duration(item.successes - item.hits, _ns(item.queue_seconds)),
             compute_input=nothing,
             compute_infer=Duration(item.executions, _ns(item.run_seconds)),
             compute_output=nothing,
-            cache_hit=nothing,
+            cache_hit=Duration(item.hits, _ns(item.hit_seconds)),
             cache_miss=nothing,
         ),
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from octoserve.core.admission import CacheLimits, Priorities, TenantRules
 from octoserve.core.doors import DOORS
 from octoserve.core.slo import Slos
 
@@ -34,6 +35,11 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     slos: Slos = Slos()
     """What the endpoints promise: counted against, request by request."""
     max_batch_bytes: int = 16 << 20
+    priorities: Priorities | None = None
+    tenants: TenantRules | None = None
+    """This worker's share of their limits."""
+    caches: dict[str, CacheLimits] = {}
+    """Models whose answers are kept."""
 
 
 class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):

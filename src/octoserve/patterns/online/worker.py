@@ -101,6 +101,9 @@ class Worker:
             deadlines=config.admission.deadlines,
             slos=config.admission.slos,
             judges=self._judge if config.spool else None,
+            priorities=config.admission.priorities,
+            tenants=config.admission.tenants,
+            caches=config.admission.caches,
         )
         self._cut_leases = registry.counter(
             "octoserve_cut_leases_total", "Requests that held a version when it was unloaded.", ()

@@ -22,13 +22,13 @@ from octoserve.core.errors import SettingsError
 from octoserve.core.evidence import BASELINE, CANDIDATE, STABLE
 from octoserve.routing.key import parse_key
 from octoserve.routing.plan import (
-    ARM_HEADER,
     BUCKETS,
+    DRAWN_HEADERS,
+    ENDPOINT_HEADER,
     OVERRIDE,
     SHADOW,
     SHADOW_HEADER,
     STRATUM_HEADER,
-    VERSION_HEADER,
     RoutePlan,
     headers_of,
 )
@@ -49,8 +49,8 @@ class EnvoySettings(msgspec.Struct, frozen=True, kw_only=True):
     listen:             host:port for clients, HTTP/1.1 and HTTP/2 without TLS; port 0 picks a free one
     http:               who answers HTTP/1.1
     grpc:               who answers gRPC (HTTP/2 without TLS); () for nobody
-    grpc_endpoint:      the one endpoint that gRPC calls are split for: their messages, which Envoy does not read,
-                        name it
+    grpc_endpoint:      the endpoint that gRPC calls are split for which name none in their metadata
+                        (`x-octoserve-endpoint`): their messages do, which Envoy does not read
     paths:              of requests that are split; `{endpoint}` stands for the name
     timeout:            seconds for an answer
     idle_timeout:       seconds that a connection to an upstream may idle: less than the upstream allows, or a
@@ -186,6 +186,7 @@ def route_resource(plans: Iterable[RoutePlan], settings: EnvoySettings) -> dict[
     """The route configuration, as Envoy's RDS wants it. It carries its plans, so that it can be read back."""
     kept = sorted(plans, key=lambda plan: plan.endpoint)
     routes = [route for plan in kept for route in _routes_of(plan, settings)]
+    routes += [route for plan in kept if plan.endpoint == settings.grpc_endpoint for route in _grpc(plan, settings)]
     return {
         "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         "name": ROUTES,
@@ -209,17 +210,10 @@ def plans_in(resource: Mapping[str, Any]) -> list[RoutePlan]:
 
 def _routes_of(plan: RoutePlan, settings: EnvoySettings) -> list[dict[str, Any]]:
     name = quote(plan.endpoint, safe="")
-    matches: list[tuple[dict[str, Any], bool]] = [
-        ({"path_separated_prefix": path.format(endpoint=name)}, False) for path in settings.paths
-    ]
-    if _splits_grpc(plan.endpoint, settings):
-        matches += [({"path": f"/inference.GRPCInferenceService/{method}"}, True) for method in GRPC_METHODS]
     routes = []
-    for match, grpc in matches:
-        if plan.key:
-            header = parse_key(plan.key).name
-            routes += [_override(plan, match, header, key, grpc, settings) for key in sorted(plan.overrides)]
-        routes.append(_split(plan, match, grpc, settings))
+    for path in settings.paths:
+        routes += _drawn(plan, {"path_separated_prefix": path.format(endpoint=name)}, False, settings)
+    routes += _grpc(plan, settings, {"name": ENDPOINT_HEADER, "string_match": {"exact": name}})
     if isinstance(settings.http, Mapping):
         path = f"/v2/models/{name}"
         routes += [_named_version(plan, version, path, settings) for version in sorted(_versions(plan, settings))]
@@ -229,13 +223,30 @@ def _routes_of(plan: RoutePlan, settings: EnvoySettings) -> list[dict[str, Any]]
     return routes
 
 
+def _grpc(plan: RoutePlan, settings: EnvoySettings, *headers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of calls with such headers."""
+    if not _splits_grpc(plan.endpoint, settings):
+        return []
+    paths = [f"/inference.GRPCInferenceService/{method}" for method in GRPC_METHODS]
+    matches = [{"path": path, "headers": list(headers)} for path in paths]
+    return [route for match in matches for route in _drawn(plan, match, True, settings)]
+
+
+def _drawn(plan: RoutePlan, match: dict[str, Any], grpc: bool, settings: EnvoySettings) -> list[dict[str, Any]]:
+    routes = []
+    if plan.key:
+        header = parse_key(plan.key).name
+        routes += [_override(plan, match, header, key, grpc, settings) for key in sorted(plan.overrides)]
+    return [*routes, _split(plan, match, grpc, settings)]
+
+
 def _override(
     plan: RoutePlan, match: dict[str, Any], header: str, key: str, grpc: bool, settings: EnvoySettings
 ) -> dict[str, Any]:
     version = plan.overrides[key]
     is_key = {"name": header, "string_match": {"exact": key}}
     return {
-        "match": {**match, "headers": [is_key]},
+        "match": {**match, "headers": [*match.get("headers", ()), is_key]},
         "route": _answer(ClusterName(plan.endpoint, version, OVERRIDE, grpc), settings),
         "request_headers_to_add": _bound(plan, OVERRIDE, version),
     }
@@ -316,7 +327,7 @@ def _limits(settings: EnvoySettings) -> dict[str, Any]:
 
 
 def _unbound() -> dict[str, Any]:
-    return {"request_headers_to_remove": [ARM_HEADER, VERSION_HEADER, STRATUM_HEADER]}
+    return {"request_headers_to_remove": list(DRAWN_HEADERS)}
 
 
 def _bound(plan: RoutePlan, role: str, version: int) -> list[dict[str, Any]]:
@@ -336,7 +347,9 @@ def _fraction(share: int) -> dict[str, Any]:
 
 
 def _splits_grpc(endpoint: str, settings: EnvoySettings) -> bool:
-    return bool(settings.grpc) and settings.grpc_endpoint == endpoint
+    if isinstance(settings.grpc, Mapping):  # versions of one endpoint
+        return settings.grpc_endpoint == endpoint
+    return bool(settings.grpc)
 
 
 # --- the rest -----------------------------------------------------------------------------------------

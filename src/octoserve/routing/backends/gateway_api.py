@@ -20,8 +20,8 @@ from octoserve.routing.backends.protocol import Capabilities
 from octoserve.routing.plan import (
     ARM_HEADER,
     BUCKETS,
+    DRAWN_HEADERS,
     SHADOW_HEADER,
-    STRATUM_HEADER,
     VERSION_HEADER,
     Arm,
     RoutePlan,
@@ -66,7 +66,7 @@ class GatewayApi:
         mirrors = [self._mirror(mirror.version, mirror.share) for mirror in plan.mirrors if mirror.share]
         clean = {
             "type": _MODIFY,
-            "requestHeaderModifier": {"remove": [ARM_HEADER, VERSION_HEADER, STRATUM_HEADER, SHADOW_HEADER]},
+            "requestHeaderModifier": {"remove": [*DRAWN_HEADERS, SHADOW_HEADER]},
         }
         split: dict[str, Any] = {
             "name": "split",

@@ -16,12 +16,10 @@ from octoserve.core.evidence import BASELINE, CANDIDATE, STABLE
 from octoserve.routing.backends.manifests import Manifest, resource
 from octoserve.routing.backends.protocol import Capabilities
 from octoserve.routing.plan import (
-    ARM_HEADER,
     BUCKETS,
+    DRAWN_HEADERS,
     SHADOW,
     SHADOW_HEADER,
-    STRATUM_HEADER,
-    VERSION_HEADER,
     Arm,
     RoutePlan,
     headers_of,
@@ -72,7 +70,7 @@ class Istio:
         }
         path = f"/v2/models/{quote(plan.endpoint, safe='')}/infer"
         rest = [{"destination": self._destination(plan.stable, STABLE)}]
-        unbound = {"request": {"remove": [ARM_HEADER, VERSION_HEADER, STRATUM_HEADER, SHADOW_HEADER]}}
+        unbound = {"request": {"remove": [*DRAWN_HEADERS, SHADOW_HEADER]}}
         service: dict[str, Any] = {
             "hosts": list(settings.hosts or (settings.service,)),
             "http": [

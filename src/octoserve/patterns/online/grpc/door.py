@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 
+CACHE_TRAILER = "x-octoserve-cache"
 MAX_STREAM_IN_FLIGHT = 64
 """Requests of one stream in the data plane at once; more wait in the stream's flow-control window."""
 
@@ -68,7 +69,12 @@ class UnaryCall(Call):
         """Reply, or fail."""
         if self.error is None:
             try:
-                self.grpc.reply(self.encode())
+                reply = self.encode()
+                if self.cache:
+                    self.grpc.send(reply)
+                    self.grpc.finish(trailers=((CACHE_TRAILER, self.cache),))
+                else:
+                    self.grpc.reply(reply)
                 return
             except OctoserveError as error:
                 self.error = error

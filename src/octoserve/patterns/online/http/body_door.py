@@ -19,7 +19,7 @@ from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, In
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Head
 from octoserve.patterns.online.http.infer_head import InferHead
-from octoserve.patterns.online.http.routes import Route
+from octoserve.patterns.online.http.routes import CACHE_HEADER, Route
 from octoserve.patterns.online.service import Service
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ class BodyCall(Call):
         if infer.accept and COMPRESS_FROM <= len(body) <= COMPRESS_TO:
             body = compress(body, infer.accept)
             headers += f"\r\ncontent-encoding: {infer.accept}"
+        if self.cache:
+            headers += f"\r\n{CACHE_HEADER}: {self.cache}"
         if headers is JSON:
             connection.respond_json(body)
         else:

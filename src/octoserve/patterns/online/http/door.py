@@ -21,7 +21,15 @@ from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.families import Families
 from octoserve.patterns.online.http.head import Head
 from octoserve.patterns.online.http.infer_head import InferHead
-from octoserve.patterns.online.http.routes import Answer, Later, Route, get, method, respond_to
+from octoserve.patterns.online.http.routes import (
+    CACHE_HEADER,
+    Answer,
+    Later,
+    Route,
+    get,
+    method,
+    respond_to,
+)
 from octoserve.patterns.online.service import ServerMetadata, Service
 from octoserve.patterns.online.settings import Limits, MultiModel
 from octoserve.telemetry.metrics import Metric
@@ -72,7 +80,7 @@ class HttpCall(Call):
             respond_to(connection, Internal("the answer could not be encoded; the server's log has the reason"))
             return
         accept = self.infer.accept
-        if header_length is None and not (accept and len(body) >= COMPRESS_FROM):
+        if header_length is None and not (accept and len(body) >= COMPRESS_FROM) and not self.cache:
             connection.respond_json(body)
             return
         headers = "content-type: application/json"
@@ -81,6 +89,8 @@ class HttpCall(Call):
         if accept and COMPRESS_FROM <= len(body) <= COMPRESS_TO:
             body = compress(body, accept)
             headers += f"\r\ncontent-encoding: {accept}"
+        if self.cache:
+            headers += f"\r\n{CACHE_HEADER}: {self.cache}"
         connection.respond(200, body, headers)
 
 

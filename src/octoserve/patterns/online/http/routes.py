@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 Answer = Callable[[Connection, bytes], None]
 Route = tuple[Handler, Any]
+CACHE_HEADER = "x-octoserve-cache"
+"""Says whether an answer was kept (`hit`) or computed (`miss`), where the model has a cache."""
 
 
 class Family(Protocol):

@@ -28,6 +28,7 @@ from octoserve.control.rollout.store import Ledger, SqliteStore
 from octoserve.control.rollout.values import IN_PROCESS
 from octoserve.control.snapshot import ModelWishes
 from octoserve.control.store import Store
+from octoserve.core.admission import CacheLimits
 from octoserve.core.errors import OctoserveError, SettingsError, Unavailable
 from octoserve.core.names import is_loopback
 from octoserve.patterns.online.link.messages import Drain, Hello, Operation, OperationReply, ToSupervisor
@@ -230,6 +231,9 @@ class Supervisor:
                 deadlines=deadlines_of(settings),
                 slos=settings.slos(),
                 max_batch_bytes=settings.max_batch_bytes,
+                priorities=settings.admission.levels(),
+                tenants=settings.admission.rules(settings.workers),
+                caches=caches_of(settings),
             ),
             spool=str(self._spool()),
             trust=tuple(settings.trust),
@@ -485,7 +489,11 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     )  # fmt: skip
     threads = {name: section.threads for name, section in settings.models.items() if section.threads}
     batching = {name: section.batching.model_dump() for name, section in settings.models.items()}
-    fixed = (__version__, told, ports, threads, batching, deadlines_of(settings), settings.slos())
+    shares = settings.admission.rules(settings.workers)  # of as many as there are
+    fixed = (
+        __version__, told, ports, threads, batching, deadlines_of(settings), settings.slos(), shares,
+        caches_of(settings),
+    )  # fmt: skip
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
@@ -494,6 +502,11 @@ def multi_model(settings: ServeSettings) -> MultiModel | None:
     if settings.multi_model is None:
         return None
     return MultiModel(folder=str(settings.multi_model), repository=str(settings.repository), workers=settings.workers)
+
+
+def caches_of(settings: ServeSettings) -> dict[str, CacheLimits]:
+    """What a worker keeps, of the models whose answers are kept."""
+    return {name: section.cache.limits() for name, section in settings.models.items() if section.cache is not None}
 
 
 def rollout_store(settings: ServeSettings) -> Callable[[], Ledger]:
@@ -535,6 +548,7 @@ def wishes_of(section: ModelSection | None, settings: ServeSettings) -> ModelWis
         threads=section.threads,
         batching=section.batching.enabled,
         max_batch_rows=section.batching.max_rows,
+        cached=section.cache is not None,
     )
 
 
