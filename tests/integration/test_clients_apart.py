@@ -71,7 +71,7 @@ def test_mlflow_s_scoring_client(small: Served) -> None:
     assert "BAD_REQUEST" in said["refusal"]
 
 
-def test_schemathesis_finds_nothing(small: Served) -> None:
+def test_schemathesis_finds_nothing(small: Served, tmp_path: Path) -> None:
     """Every operation by its edges, the same each time; a full run tries examples and fuzzes too. What a model takes
     depends on the model, so that a body of the right outline may well be refused: that check is left out."""
     phases = "examples,coverage,fuzzing" if FULL else "coverage"
@@ -81,6 +81,6 @@ def test_schemathesis_finds_nothing(small: Served) -> None:
         "--exclude-checks", "positive_data_acceptance", "--max-failures", "5", "--no-color", "--warnings", "off",
         "--request-timeout", "60", "--suppress-health-check", "all",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert small.all_serve()
