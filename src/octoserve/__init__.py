@@ -57,7 +57,8 @@ def load(path: str | os.PathLike[str], version: int | None = None, **settings: A
 
     path: <repository>/<model>, or <repository>/<model>/<version>; without a version the highest
     settings: `columns=[...]`, the columns of the model's only input in order, where its model.yaml names none;
-        `missing="nan"` or "refuse" for a missing number, instead of what model.yaml says
+        `missing="nan"` or "refuse" for a missing number, instead of what model.yaml says; `trust=["code"]` for what
+        the version may bring beyond data, instead of what OCTOSERVE_TRUST says
     Returns an `in_process.Endpoint`, whose `predict` takes arrays, mappings of columns, Arrow tables, pandas and polars
     frames, and gives a mapping of output names to arrays.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from octoserve.connectors.queues.address import Address
     from octoserve.connectors.queues.answers import SqlAnswers
     from octoserve.control.rollout.values import Course
+    from octoserve.core.trace_context import Tracing
     from octoserve.in_process import Endpoint
     from octoserve.patterns.batch.engine import Engine
     from octoserve.patterns.batch.job import Job
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from octoserve.repository.layout import Formats
     from octoserve.runtimes.protocol import Runtime
     from octoserve.spec import BatchSection, RolloutSection, ServeSettings
+    from octoserve.telemetry.tracing import Tracer
 
 
 def runtimes(trust: Sequence[str] | None = None) -> dict[str, Runtime]:
@@ -103,6 +105,10 @@ def serve(
     from octoserve.patterns.online.supervisor.supervisor import serve as run_supervisor
     from octoserve.patterns.shadow.keeper import PairKeeper
 
+    if settings.spans() is not None:
+        from octoserve.telemetry import otlp
+
+        otlp.check()
     return run_supervisor(settings, on_ready, spare, strategies(), PairKeeper, formats(), consumers(settings))
 
 
@@ -138,6 +144,7 @@ def consumers(settings: ServeSettings) -> Consumers | None:
             trust=tuple(settings.trust),
             inputs=requests.inputs,
             max_input=section.max_input,
+            tracing=settings.spans(),
         )
 
     way = async_way(requests)
@@ -238,7 +245,12 @@ def batch(
 
 
 def load(
-    path: str | os.PathLike[str], version: int | None = None, *, columns: Sequence[str] = (), missing: str = ""
+    path: str | os.PathLike[str],
+    version: int | None = None,
+    *,
+    columns: Sequence[str] = (),
+    missing: str = "",
+    trust: Sequence[str] | None = None,
 ) -> Endpoint:
     """See `octoserve.load`."""
     from octoserve.core.errors import SettingsError
@@ -250,7 +262,9 @@ def load(
     folder = Path(path)
     if version is None and folder.name.isdecimal() and folder.parent.name:
         folder, version = folder.parent, int(folder.name)
-    return Endpoint(Version(folder.parent, folder.name, version, runtimes(), {}), columns, missing)
+    if isinstance(trust, str):
+        raise SettingsError(f"trust: a list of names wanted, {trust!r} came")
+    return Endpoint(Version(folder.parent, folder.name, version, runtimes(trust), {}), columns, missing)
 
 
 def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve", trust: Sequence[str] | None = None) -> Kinds:
@@ -326,6 +340,15 @@ def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve", trust: Sequenc
     )
 
 
+def tracer_of(tracing: Tracing | None, process: str) -> Tracer | None:
+    """What begins the spans of this process; None, and nothing imported, where none are recorded."""
+    if tracing is None:
+        return None
+    from octoserve.telemetry import otlp
+
+    return otlp.tracer_of(tracing, process)
+
+
 def spawn_queue_worker(config: WorkerConfig, link: socket.socket) -> subprocess.Popen[bytes]:
     """A worker of a queue, told what to do."""
     import msgspec
@@ -358,7 +381,8 @@ def queue_worker(link: int) -> NoReturn:
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
     write_logs = set_up(config.log_level, config.log_format, f"worker {config.index}")
     kinds = queue_kinds(config.settings.state_dir, config.settings.trust)
-    code = run_worker(config, kinds, socket.socket(fileno=link))
+    tracer = tracer_of(config.settings.tracing, f"queue worker {config.index}")
+    code = run_worker(config, kinds, socket.socket(fileno=link), tracer)
     write_logs()
     os._exit(code)  # not waiting for a run that hangs
 
@@ -399,7 +423,8 @@ def worker() -> NoReturn:
         os._exit(0)
     config = msgspec.json.decode(told, type=WorkerConfig)
     write_logs = set_up(config.log_level, config.log_format, f"worker {config.index}")
-    code = run_worker(config, runtimes(config.trust), async_way)
+    tracer = tracer_of(config.tracing, f"worker {config.index}")
+    code = run_worker(config, runtimes(config.trust), async_way, tracer)
     write_logs()
     os._exit(code)
 

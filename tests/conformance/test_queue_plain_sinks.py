@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -146,6 +147,24 @@ def test_everything_has_arrived_on_return_under_its_message_id(backend: Any):
     first = rows["m7"]
     assert (first["label"], first["scores"], first["model"], first["version"]) == (1, [0.5, 1.0], "m", 3)
     assert str(first["scored_at"]).replace("T", " ").startswith("2023-11-14 22:13:20.25")
+
+
+def test_a_result_that_is_a_message_carries_its_trace_on(backend: Any):
+    if isinstance(backend, Files):
+        return
+    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=b"}
+    some = results(["m1"])
+    traced = [msgspec.structs.replace(message, headers={**trace, "other": "x"}) for message in some.messages]
+    with closing(opened(backend)) as sink:
+        sink.store(msgspec.structs.replace(some, messages=traced), [])
+    if isinstance(backend, Hook):
+        told = {name.lower(): value for name, value in backend.headers.items()}
+    else:
+        with closing(tools(queue_kinds(), backend.address, backend.folder)) as there:
+            (message,) = there.tail(1, False)
+        told = dict(message.headers)
+    assert trace.items() <= told.items()
+    assert "other" not in told
 
 
 def test_ids_that_headers_cannot_hold_stay_apart(backend: Any):

@@ -319,6 +319,19 @@ class TestEnsembleRuntime(BatchableConformance):
             self.runtime.load(folder, RuntimeSettings())
 
 
+class TestVersionWithSteps(BatchableConformance):
+    """What runs around an artifact changes no promise."""
+
+    runtime = XGBoostRuntime()
+    artifact = "model.ubj"
+
+    def load(self, folder: Path, **settings: Any) -> LoadedModel:
+        return load_version(app.runtimes(["code"]), "xgboost", folder, **settings)
+
+    def made(self, folder: Path) -> Made:
+        return FORMATS["steps"](folder)
+
+
 class TestRemoteRuntime(BatchableConformance):
     """A server that doubles, over the Open Inference Protocol; see test_remote_runtime for the rest."""
 

@@ -110,20 +110,22 @@ def test_a_text_that_the_model_was_not_trained_with_is_refused(place: Place) -> 
     assert "'Bern', 'Oslo', 'Rome'" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("kind", ["labelled", "lightgbm_cities"])
-def test_a_batch_gives_the_same(place: Place, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["labelled", "lightgbm_cities", "steps"])
+def test_a_batch_gives_the_same(place: Place, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The columns are found by the names that the artifact has, in whatever order the table has them."""
+    monkeypatch.setenv("OCTOSERVE_TRUST", "code")
     inputs, expected = place.made[kind]
-    columns = dict(inputs) if len(inputs) > 1 else dict(zip(NAMES, inputs["features"].T, strict=True))
+    columns = dict(inputs) if len(inputs) > 1 else dict(zip(NAMES, next(iter(inputs.values())).T, strict=True))
+    scores = "out" if kind == "steps" else "prediction"
     table = {name: [v.decode() if isinstance(v, bytes) else v for v in column.tolist()]
              for name, column in reversed(columns.items())}  # fmt: skip
-    count = len(expected["prediction"])
+    count = len(expected[scores])
     kinds = {"float32": pa.float32(), "float64": pa.float64()}
     arrays = {name: pa.array(values, kinds.get(columns[name].dtype.name)) for name, values in table.items()}
     pq.write_table(pa.table({"id": range(count), **arrays}), tmp_path / "in.parquet")
     octoserve.batch(place.repository, kind, str(tmp_path / "in.parquet"), tmp_path / "out", keys=["id"], progress=False)
     came = pq.read_table(tmp_path / "out").sort_by("id")
-    assert np.allclose(came["prediction"].to_numpy(), expected["prediction"], rtol=1e-6)
+    assert np.allclose(came[scores].to_numpy(), expected[scores], rtol=1e-6)
     if kind == "labelled":
         assert came["label"].to_pylist() == ["fraud" if p >= 0.5 else "legit" for p in expected["prediction"]]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from onnx import TensorProto, helper
 
 from octoserve.core.tensors import Array
 
@@ -199,6 +200,53 @@ def ensemble(folder: Path) -> Made:
     return Made({"raw": before.inputs["rows"]}, {"prediction": scores, "kind": before.expected["kind"]})
 
 
+STEPS = """
+before:
+  file: clean.py
+  inputs: [{name: raw, datatype: FP32, shape: [-1, 3]}]
+  features: [amount, age, hour]
+  options: {plus: 1}
+after: percent.onnx
+"""
+CLEAN = """
+class Model:
+    def __init__(self, options):
+        self.plus = options["plus"]
+
+    def predict(self, inputs):
+        return inputs["raw"] * 2 + self.plus
+"""
+
+
+def percent(name: str) -> bytes:
+    """ONNX: FP32[-1] under a name -> a hundred times that, under the same name."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Mul", [name, "hundred"], ["given"]), helper.make_node("Identity", ["given"], ["out"])]
+    graph = helper.make_graph(
+        nodes,
+        "percent",
+        [value(name, TensorProto.FLOAT, ["rows"])],
+        [value("out", TensorProto.FLOAT, ["rows"])],
+        [helper.make_tensor("hundred", TensorProto.FLOAT, [1], [100.0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def with_steps(folder: Path) -> Made:
+    """A class before a booster, a graph after it."""
+    import xgboost
+
+    xgboost_model(folder)
+    (folder / "clean.py").write_text(CLEAN)
+    (folder / "percent.onnx").write_bytes(percent("prediction"))
+    (folder / "model.yaml").write_text(STEPS)
+    table = rows().astype(np.float32)
+    booster = xgboost.Booster(model_file=folder / "model.ubj")
+    scores = booster.predict(xgboost.DMatrix(table * 2 + 1, feature_names=list(NAMES)))
+    return Made({"raw": table}, {"out": scores * np.float32(100)})
+
+
 FORMATS: dict[str, Callable[[Path], Made]] = {
     "xgboost": xgboost_model,
     "xgboost_cities": xgboost_cities,
@@ -209,6 +257,7 @@ FORMATS: dict[str, Callable[[Path], Made]] = {
     "python": python_model,
     "python_async": python_async,
     "ensemble": ensemble,
+    "steps": with_steps,
 }
 
 

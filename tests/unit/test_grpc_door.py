@@ -52,6 +52,8 @@ class RememberedCall:
 
 
 class Plane:
+    tracer = None
+
     """A data plane that answers when it is told to."""
 
     def __init__(self) -> None:

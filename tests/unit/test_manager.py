@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 
 import numpy as np
@@ -11,7 +13,7 @@ from octoserve.core.errors import BrokenVersion, InvalidInput
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.lifecycle.manager import Manager
 from octoserve.lifecycle.states import State, VersionRef
-from octoserve.lifecycle.warmup import MAX_RUNS, synthetic, warm
+from octoserve.lifecycle.warmup import MAX_RUNS, synthetic, warm, warm_on_samples
 from octoserve.repository.digest import stamp
 
 
@@ -88,7 +90,7 @@ class House:
             loader=self.work.append,
             digest=lambda folder: digest,
             files=lambda folder: self.files,
-            warm_up=lambda loaded, rows: "",
+            warm_up=lambda loaded, rows, folder: "",
         )
 
     def apply(self, *versions, attempt=0):
@@ -284,6 +286,34 @@ def test_a_model_that_refuses_synthetic_inputs_is_noted():
 
     loaded.run = refuse
     assert "no such user" in warm(loaded, 8)
+
+
+def test_a_versions_own_samples_are_run_too(tmp_path):
+    loaded = Loaded()
+    assert warm_on_samples(loaded, tmp_path) is None
+    name, shape = loaded.signature.inputs[0].name, [3, *loaded.signature.inputs[0].shape[1:]]
+    tensor = {"name": name, "datatype": "FP32", "shape": shape, "data": [0.5] * math.prod(shape)}
+    (tmp_path / "golden.json").write_text(json.dumps([{"inputs": [tensor], "outputs": []}]))
+    assert warm_on_samples(loaded, tmp_path) == ""
+    assert loaded.rows == [3]
+    (tmp_path / "warmup.json").write_text(json.dumps([{"inputs": [tensor]}, {"inputs": []}]))
+    assert warm_on_samples(loaded, tmp_path).startswith("not warmed up: warmup.json, sample 2: ")
+    assert loaded.rows == [3, 3]
+    (tmp_path / "warmup.json").write_text("{}")
+    assert "a list of" in warm_on_samples(loaded, tmp_path)
+
+
+def test_a_model_that_refuses_synthetic_inputs_is_warmed_up_on_its_samples(tmp_path):
+    class Picky(Loaded):
+        def run(self, inputs):
+            if not (inputs[0] == 7).all():
+                raise InvalidInput("sevens are wanted")
+            return super().run(inputs)
+
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [7, 7]}
+    (tmp_path / "warmup.json").write_text(json.dumps([{"inputs": [tensor]}]))
+    assert "not warmed up" in warm(Picky(), 8)
+    assert "not warmed up" not in warm(Picky(), 8, tmp_path)
 
 
 def test_synthetic_inputs():

@@ -27,6 +27,7 @@ from octoserve.routing.plan import BUCKETS, MirrorTo, RoutePlan, split_arms
 from octoserve.telemetry.metrics import Registry
 from support.loops import FakeClock, InlineExecutor, drive, loop, ticks
 from support.models import Asked, FakeModel, floats, handle_of, publish
+from support.spans import tracer
 
 
 class Slow:
@@ -134,6 +135,23 @@ def test_pairs_are_compared_and_kept() -> None:
     assert (told.ok, told.compared, told.disagreed, told.outputs) == (1, 1, 1, {"y": 1})
     assert (told.noise_compared, told.noise_disagreed) == (1, 0)
     assert setting.judge.pairs == [("shadow", "", ("y",)), ("noise", "", ())]
+
+
+def test_a_sampled_requests_copy_is_a_trace_of_its_own() -> None:
+    setting = Setting(times(2), MirrorTo(2, BUCKETS, BUCKETS))
+    of, spans = tracer()
+    call = Asked([floats([[1, 2]])])
+    setting.plane.submit(call)
+    drive(ticks(6))
+    call.trace = span = of.begin({}, "request")
+    assert span is not None
+    setting.mirror.offer(call, 0.001)
+    setting.thread.work()
+    assert setting.account().ok == 1
+    candidate, again = spans.named("shadow")
+    assert [s.attributes["octoserve.version"] for s in (candidate, again)] == [2, 1]
+    assert [link.span for link in candidate.links] == [span.id]
+    assert candidate.trace != span.trace
 
 
 def test_what_waits_goes_on_after_a_rest() -> None:

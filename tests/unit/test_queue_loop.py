@@ -18,14 +18,18 @@ from octoserve.connectors.queues.protocol import Fenced, Lag, Message, Position,
 from octoserve.core.errors import InvalidInput, Unavailable
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Tensor
+from octoserve.core.trace_context import Tracing
 from octoserve.dataplane.table import ScoredTable
 from octoserve.patterns.message_queue.ledger import ENDED, SqliteLedger
 from octoserve.patterns.message_queue.loop import Limits, Loop, Stopped, Work, portions
 from octoserve.patterns.message_queue.outcome import Policy
 from octoserve.patterns.message_queue.scoring import score
 from octoserve.patterns.message_queue.statistics import Statistics
+from octoserve.patterns.message_queue.traced import Traced
 from octoserve.telemetry.metrics import Registry
+from octoserve.telemetry.tracing import Tracer
 from support.queues import MemorySink, MemorySource, Ticking, message
+from support.spans import Spans
 
 SIGNATURE = Signature([TensorSpec("x", "FP32", (-1,))], [TensorSpec("y", "FP32", (-1,))], batchable=True)
 
@@ -58,6 +62,7 @@ class Bench:
         self.clock, self.wall = Ticking(), Ticking(2e9)
         self.source.on_hold = self.clock.pass_
         self.stopping = False
+        self.traced: Traced | None = None
         self.tmp_path = tmp_path
         self.registry = Registry()
         self.statistics = Statistics(self.registry, "m", self.wall)
@@ -76,7 +81,7 @@ class Bench:
         )  # fmt: skip
         return Loop(
             self.source, self.sink, self.ledger, work, self.limits, self.statistics, lane=owner,
-            stop=lambda: self.stopping, beat=self.beat, clock=self.clock, wall=self.wall,
+            stop=lambda: self.stopping, beat=self.beat, clock=self.clock, wall=self.wall, traced=self.traced,
         )  # fmt: skip
 
     def beat(self, now: bool) -> None:
@@ -110,6 +115,31 @@ def test_what_comes_is_scored_stored_and_settled(tmp_path):
     assert [p.offset for p in bench.source.settled] == [0, 1, 2, 3, 4]
     assert bench.outcomes() == {"stored": 5}
     assert bench.loop.step() == 0
+
+
+def test_a_sampled_message_has_a_span_and_carries_it_on(tmp_path, monkeypatch):
+    kept = Spans()
+    sender = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+    messages = [message(0, id="a", headers=sender), message(1, id="b"), message(2, id="c", headers=sender)]
+    bench = Bench(tmp_path, messages)
+    bench.traced = Traced(Tracer(kept, Tracing(share=0.0)), "memory:orders", "memory", "m")
+    bench.loop = bench.another("a")
+    bench.scorer.poison = {2.0: RuntimeError("no luck")}
+    stored: list[Message] = []
+    retried: list[Message] = []
+    store, retry = bench.sink.store, bench.source.retry
+    monkeypatch.setattr(bench.sink, "store", lambda r, moves: (stored.extend(r.messages), store(r, moves))[1])
+    monkeypatch.setattr(bench.source, "retry", lambda m, *rest: (retried.append(m), retry(m, *rest))[1])
+    bench.begun().step()
+    score, *processed = kept.spans
+    good, bad = sorted(processed, key=lambda span: span.attributes["messaging.message.id"])
+    assert (good.name, good.kind, f"{good.parent:016x}") == ("process orders", "consumer", "00f067aa0ba902b7")
+    assert (score.name, score.parent) == ("score", good.id)
+    assert [link.span for link in score.links] == [good.id, bad.id]
+    assert (good.error, good.attributes["octoserve.version"]) == ("", 4)
+    assert (bad.error, bad.fault, bad.attributes["octoserve.fate"]) == ("RuntimeError: no luck", True, "retry")
+    assert [dict(m.headers) for m in retried] == [bad.headers()]
+    assert {m.name: dict(m.headers) for m in stored} == {"q/0": good.headers(), "q/1": {}}
 
 
 def test_the_attempt_is_kept_before_the_run_and_the_result_before_the_source_is_told(tmp_path):

@@ -37,6 +37,11 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
         if not value:
             raise SettingsError(f"{name}: wanted, none was given; pass --{name}, or write it under queue: in the spec")
     version, plan = who_answers(queue)
+    tracing = checked.spans()
+    if tracing is not None:
+        from octoserve.telemetry import otlp
+
+        otlp.check()
     told = QueueSettings(
         repository=str(checked.repository),
         model=queue.model or "",
@@ -57,6 +62,7 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
         redeliver_after=queue.redeliver_after,
         state_dir=str(queue.state_dir),
         trust=tuple(checked.trust) or None,
+        tracing=tracing,
     )
     return queue, told
 

@@ -68,5 +68,7 @@ def _infer(
     headers: Mapping[str, str],
 ) -> Steps[dict[str, Array]]:
     body, said = wire.request(signature, rows, outputs)
-    answer = yield Ask("POST", wire.path_of(model, version) + "/infer", body, {**said, **headers})
+    answer = yield Ask(
+        "POST", wire.path_of(model, version) + "/infer", body, {**wire.trace_headers(), **said, **headers}
+    )
     return wire.arrays_in(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -26,6 +27,7 @@ from octoserve.core.errors import (
 from octoserve.core.given import array_for
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Array, Tensor, array_from_raw
+from octoserve.core.trace_context import TraceContext
 
 HEADER_LENGTH = "inference-header-content-length"
 _SHOWN = 2000  # characters of an answer that an error repeats
@@ -50,6 +52,18 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.prefix}"
+
+
+def trace_headers() -> dict[str, str]:
+    """The trace context of the span that the caller is in, where its program uses OpenTelemetry; imports nothing."""
+    api = sys.modules.get("opentelemetry.trace")
+    if api is None:
+        return {}
+    context = api.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    state = context.trace_state.to_header()
+    return TraceContext(context.trace_id, context.span_id, context.trace_flags, state).headers()
 
 
 def address_of(url: str) -> Address:

@@ -11,6 +11,7 @@ alone. See docs/decisions/0002-dynamic-batching.md.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -33,7 +34,10 @@ from octoserve.dataplane.cache import Kept
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.dataplane.priorities import Levels
 from octoserve.dataplane.statistics import LET_IN, SHED, VersionStatistics
+from octoserve.dataplane.traced import Run, given_up
+from octoserve.dataplane.traced import run as traced_run
 from octoserve.lifecycle.lease import Handle
+from octoserve.telemetry.tracing import Tracer, active
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Batcher:
         executor: Executor,
         clock: Clock,
         budget: ByteBudget,
+        tracer: Tracer | None = None,
     ) -> None:
         self.handle = handle
         self.statistics = statistics
@@ -82,6 +87,7 @@ class Batcher:
         self._executor = executor
         self._clock = clock
         self._budget = budget
+        self._tracer = tracer
         self._merge = handle.signature.batchable
         self.cache: Kept | None = None
         """Where this queue's answers are kept; set by who publishes the version."""
@@ -106,8 +112,9 @@ class Batcher:
     def beside(self) -> Batcher:
         """A second queue of the same version, with runs of its own and the same statistics."""
         second = type(self)(
-            self.handle, self.statistics, self._limits, self._loop, self._executor, self._clock, self._budget
-        )
+            self.handle, self.statistics, self._limits, self._loop, self._executor, self._clock, self._budget,
+            self._tracer,
+        )  # fmt: skip
         second.cache = None if self.cache is None else self.cache.beside()
         return second
 
@@ -164,6 +171,8 @@ class Batcher:
 
     def cancel(self, call: Call) -> None:
         """The caller went away; a run that has begun is finished, its answer dropped."""
+        if call.trace is not None:
+            given_up(call, call.trace)
         self._abandon(call, Cancelled("the client went away"))
 
     # --- deadlines -----------------------------------------------------------------------------------
@@ -270,17 +279,21 @@ class Batcher:
         """Run, without touching any state of the loop: this may be another thread. The CPU time only if `doubted`."""
         start = self._clock()
         cpu = time.thread_time() if doubted else 0.0
-        outcome = self._run(calls, rows)
+        model = self.handle.loaded.run
+        if self._tracer is None:
+            outcome = self._run(calls, rows, model)
+        else:
+            outcome = traced_run(self._tracer, calls, rows, self.handle, lambda run: self._run(calls, rows, run))
         return rows, start, self._clock() - start, time.thread_time() - cpu if doubted else None, outcome
 
-    def _run(self, calls: list[Call], rows: int) -> list[tuple[list[Call], Ran | OctoserveError]]:
+    def _run(self, calls: list[Call], rows: int, run: Run) -> list[tuple[list[Call], Ran | OctoserveError]]:
         handle = self.handle
         try:
-            outputs = handle.loaded.run(gather(calls, rows))
+            outputs = run(gather(calls, rows))
             if len(calls) > 1 and any(a.ndim == 0 or a.shape[0] != rows for a in outputs):
                 self._merge = False  # not a batch dimension after all: the calls run alone from now on
                 log.warning("%s does not keep its rows apart; it is served unbatched from now on", handle.ref)
-                return [part for call in calls for part in self._run([call], call.rows)]
+                return [part for call in calls for part in self._run([call], call.rows, run)]
             return [(calls, Ran(handle.ref.model, handle.ref.version, handle.signature, outputs))]
         except (Unavailable, Overloaded) as error:  # of a server behind the model: no half of the batch would do better
             return [([call], error) for call in calls]
@@ -290,10 +303,10 @@ class Batcher:
             if len(calls) > 1:
                 half = len(calls) // 2
                 halves = (calls[:half], calls[half:])
-                return [part for some in halves for part in self._run(some, sum(c.rows for c in some))]
-            return [(calls, self._blame(error))]
+                return [part for some in halves for part in self._run(some, sum(c.rows for c in some), run)]
+            return [(calls, self._blame(error, calls[0]))]
 
-    def _blame(self, error: BaseException) -> OctoserveError:
+    def _blame(self, error: BaseException, call: Call) -> OctoserveError:
         if isinstance(error, OctoserveError) and not isinstance(error, Internal):
             return error
         now = self._clock()
@@ -301,7 +314,8 @@ class Batcher:
             self._unlogged += 1
         else:
             more = f" ({self._unlogged} more since the last such line)" if self._unlogged else ""
-            log.error("%s failed to run%s: %s", self.handle.ref, more, error, exc_info=error)
+            with active(call.trace) if call.trace is not None else contextlib.nullcontext():  # its own, not the run's
+                log.error("%s failed to run%s: %s", self.handle.ref, more, error, exc_info=error)
             self._logged, self._unlogged = now, 0
         return Internal(f"{self.handle.ref} failed on this input; the server's log has the reason")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from octoserve.dataplane.cache import Key as CacheKey
     from octoserve.dataplane.split import ArmRoute
     from octoserve.dataplane.tenants import Tenant
+    from octoserve.telemetry.tracing import Span
 
 NEVER = float("inf")
 
@@ -61,6 +62,8 @@ class Call:
     """Where its answer will be kept."""
     made_for: Signature | None = None
     """By which signature a split's door has read a body that names neither datatypes nor inputs; None otherwise."""
+    trace: Span | None = None
+    """What it is followed by, where it is sampled."""
     result: Result | None = None
     error: OctoserveError | None = None
 

@@ -32,9 +32,11 @@ from octoserve.dataplane.slo import INTERNAL, SloCounts
 from octoserve.dataplane.splits import Judges, Splits
 from octoserve.dataplane.statistics import Metrics, VersionStatistics
 from octoserve.dataplane.table import ScoredTable, score, versions_of
+from octoserve.dataplane.traced import follow
 from octoserve.lifecycle.lease import Handle
 from octoserve.routing.plan import RoutePlan
 from octoserve.telemetry.metrics import Registry
+from octoserve.telemetry.tracing import ACTIVE, Span, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class DataPlane:
         priorities: Priorities | None = None,
         tenants: TenantRules | None = None,
         caches: Mapping[str, CacheLimits] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """caches: of the models whose answers are kept"""
         self._metrics = Metrics(registry, levels=priorities is not None)
@@ -71,6 +74,7 @@ class DataPlane:
         self._max_queue = max_queue
         self._max_batch_bytes = max_batch_bytes
         self._budget = ByteBudget(max_pending_bytes)
+        self.tracer = tracer
         self._default_deadline = NEVER if default_deadline is None else default_deadline
         self._deadlines = {name: NEVER if own is None else own for name, own in (deadlines or {}).items()}
         self._caches = caches or {}
@@ -112,7 +116,7 @@ class DataPlane:
             )
         limits = BatchLimits(ref.max_batch_rows, self._max_batch_bytes, self._max_queue, self._priorities)
         kind = LanesBatcher if handle.lanes else Batcher
-        batcher = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget)
+        batcher = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget, self.tracer)
         if self._kept is not None and ref.cached and ref.model in self._caches:
             batcher.cache = self._kept.cache_of(ref.model, self._caches[ref.model], self.clock).opened()
         before = self._batchers.get(key)
@@ -245,6 +249,8 @@ class DataPlane:
     def submit(self, call: Call) -> None:
         """Answer `call`, now or later, by its `answered`. Never raises."""
         call.arrived = now = self.clock()
+        if self.tracer is not None:
+            self._follow(self.tracer, call)
         if self._any_deadline and call.deadline == NEVER:
             call.deadline = now + self._deadlines.get(call.model, self._default_deadline)
         batcher: Batcher | None = None
@@ -282,6 +288,13 @@ class DataPlane:
         batcher.statistics.hit(call.door, self.clock() - call.arrived)
         return True
 
+    def _follow(self, tracer: Tracer, call: Call) -> None:
+        """Take over the span that a door has begun for this call, if it has."""
+        if tracer.received is not None:
+            span, over = tracer.received
+            tracer.received = None
+            follow(call, span, over)
+
     def _check(self, call: Call, batcher: Batcher) -> None:
         signature = batcher.handle.signature
         inputs = call.inputs
@@ -302,6 +315,12 @@ class DataPlane:
     def refused(self, model: str, door: str, error: OctoserveError, seconds: float = 0.0) -> None:
         """Count a request that was refused before a version was bound to it."""
         # A name that nobody knows is the client's text: it must not become a label.
+        if self.tracer is not None and self.tracer.received is not None:
+            span, over = self.tracer.received
+            self.tracer.received = None
+            span.attributes.update({"octoserve.model": model, "octoserve.door": door})
+            over(span, error)
+            span.end()
         known = model in self._models
         series = self._metrics.requests.histogram(model if known else "", "", door, error.reason)
         series.observe(seconds)
@@ -316,6 +335,8 @@ class DataPlane:
         """One prediction, awaited; for callers inside the process. Raises OctoserveError."""
         deadline = NEVER if timeout is None else self.clock() + timeout
         call = _Awaited(model, version, inputs, self._loop.create_future(), deadline)
+        if self.tracer is not None and isinstance(span := ACTIVE.get(), Span):
+            call.trace = span  # of who asks: it ends there
         self.submit(call)
         try:
             return await call.future

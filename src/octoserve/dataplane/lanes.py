@@ -17,6 +17,7 @@ from octoserve.dataplane.batcher import Batcher, BatchLimits, Outcome
 from octoserve.dataplane.call import Call
 from octoserve.dataplane.statistics import VersionStatistics
 from octoserve.lifecycle.lease import Handle
+from octoserve.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,10 @@ class LanesBatcher(Batcher):
         executor: Executor,
         clock: Clock,
         budget: ByteBudget,
+        tracer: Tracer | None = None,
     ) -> None:
         own = ThreadPoolExecutor(handle.lanes, f"run-{handle.ref.model}")
-        super().__init__(handle, statistics, limits, loop, own, clock, budget)
+        super().__init__(handle, statistics, limits, loop, own, clock, budget, tracer)
         self._lanes = handle.lanes
         self._flights: dict[int, tuple[list[Call], int, float]] = {}
         """Calls, bytes and the beginning of each run in flight."""

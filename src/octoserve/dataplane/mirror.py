@@ -35,6 +35,7 @@ from octoserve.core.evidence import ALL
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.call import Call
 from octoserve.dataplane.exposure import Exposure
+from octoserve.dataplane.traced import copied
 from octoserve.lifecycle.lease import Handle
 from octoserve.routing.plan import BUCKETS, MirrorTo
 from octoserve.telemetry.metrics import Metric
@@ -60,7 +61,19 @@ runs it holds the interpreter's lock, and those who wait for that wait as long a
 class Copy:
     """A request that was answered, and its answer: copied, so that it holds no batch in memory."""
 
-    __slots__ = ("arrived", "inputs", "key", "nbytes", "noise", "rows", "seconds", "segments", "stable", "version")
+    __slots__ = (
+        "arrived",
+        "inputs",
+        "key",
+        "nbytes",
+        "noise",
+        "rows",
+        "seconds",
+        "segments",
+        "stable",
+        "trace",
+        "version",
+    )
 
     def __init__(self, call: Call, seconds: float, noise: bool, version: int) -> None:
         assert call.result is not None
@@ -73,6 +86,7 @@ class Copy:
         self.seconds = seconds
         self.noise = noise
         self.version = version
+        self.trace = call.trace
         self.arrived = time.time()
 
 
@@ -360,7 +374,9 @@ class Mirror:
         try:
             signature = handle.signature
             order = signature.check(copy.inputs).order  # the candidate may take its inputs in another order, or refuse
-            arrays = handle.loaded.run([copy.inputs[i].array() for i in order])
+            inputs = [copy.inputs[i].array() for i in order]
+            run = handle.loaded.run
+            arrays = run(inputs) if copy.trace is None else copied(copy.trace, handle, run, inputs)
             outputs = [Tensor.of(s.name, a, s.datatype) for s, a in zip(signature.outputs, arrays, strict=True)]
         except OctoserveError as error:
             outcome.error = str(error)[:500] or type(error).__name__

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextvars import copy_context
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from octoserve.lifecycle.lease import Handle
 from octoserve.routing.key import INPUT, column_keys, parse_key
 from octoserve.routing.plan import BUCKETS, RoutePlan
 from octoserve.routing.split import buckets_of
+from octoserve.telemetry.tracing import within
 
 BLOCK = 4096
 """Rows in one run."""
@@ -77,7 +79,10 @@ async def score(
         parts = {}
         for version, handle in handles.items():
             rows = np.flatnonzero(versions == version)
-            parts[version] = rows, await loop.run_in_executor(executor, _score_rows, tensors, rows, handle, block)
+            parts[version] = (
+                rows,
+                await loop.run_in_executor(executor, copy_context().run, _score_rows, tensors, rows, handle, block),
+            )
         return ScoredTable(_together(parts, handles, len(versions)), versions)
     finally:
         for handle in handles.values():
@@ -94,7 +99,7 @@ def _score_rows(tensors: Sequence[Tensor], rows: NDArray[np.intp], handle: Handl
         taken = [Tensor.of(t.name, np.ascontiguousarray(t.array()[chosen]), t.datatype) for t in tensors]
         order = signature.check(taken).order
         try:
-            outputs = handle.loaded.run([taken[i].array() for i in order])
+            outputs = within(handle.loaded.platform, handle.loaded.run, [taken[i].array() for i in order])
         except OctoserveError:
             raise
         except Exception as error:

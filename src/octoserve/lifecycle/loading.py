@@ -12,6 +12,7 @@ from pathlib import Path
 from octoserve.core.errors import BrokenVersion
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.lifecycle.labels import labelled
+from octoserve.lifecycle.steps import with_steps
 from octoserve.repository import model_yaml
 from octoserve.repository.layout import MODEL_YAML, ModelSettings
 from octoserve.runtimes.protocol import LoadedModel, Runtime, RuntimeSettings
@@ -43,10 +44,14 @@ def load(
         _agree("outputs", said.outputs, signature.outputs)
         signature.features = {**signature.features, **_features(said, signature)}
         signature.missing = said.missing or signature.missing
-        return labelled(loaded, said.labels) if said.labels is not None else loaded
+        if said.labels is not None:
+            loaded = labelled(loaded, said.labels)
     except BrokenVersion:
         loaded.close()
         raise
+    if said.before or said.after:
+        return with_steps(runtimes, folder, said, loaded, threads, batching)
+    return loaded
 
 
 def settings_of(folder: Path) -> ModelSettings:

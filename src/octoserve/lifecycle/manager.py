@@ -188,7 +188,7 @@ class Manager:
         try:
             loaded = self._load_checked(ref)
             self._post(lambda: self._warming(entry))
-            note = self._warm(loaded, ref.max_batch_rows)
+            note = self._warm(loaded, ref.max_batch_rows, Path(ref.path))
         except OctoserveError as error:
             reason = str(error)
             self._post(lambda: self._failed(entry, reason))

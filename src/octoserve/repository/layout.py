@@ -58,6 +58,21 @@ class Labels(msgspec.Struct, frozen=True):
     output: str = "label"
 
 
+class StepFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the version that runs before or after its artifact, `.py` or `.onnx`.
+
+    inputs, outputs: None leaves them to the file, or to what stands beside it
+    features:        as of a version, where it is the first
+    options:         what only its runtime knows
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...] | None = None
+    outputs: tuple[TensorSpec, ...] | None = None
+    features: dict[str, tuple[str, ...]] | None = None
+    options: dict[str, Any] = {}
+
+
 class Refused(OctoserveError):
     """A version folder that will not be served as it is; the message says why and what to do."""
 
@@ -94,6 +109,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     labels: Labels | None = None
     options: dict[str, Any] = {}
     """What only the runtime knows, which looks at it when it loads."""
+    before: tuple[StepFile, ...] = ()
+    after: tuple[StepFile, ...] = ()
+    """What runs before and after the artifact, in order; all other fields are the artifact's."""
     digest: str | None = None
     """What the publisher says that the files' digest is, `model.yaml` itself left out."""
 

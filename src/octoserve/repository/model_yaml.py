@@ -10,6 +10,8 @@ inputs: [{name: rows, datatype: FP32, shape: [-1, 3]}]   # where the artifact do
 categories: {island: [Biscoe, Dream]}                    # texts of a feature, in the order of their codes
 labels: [legit, fraud]   # or {names: [...], of: OUTPUT, threshold: 0.5, output: label}
 options: {...}           # what only the runtime knows
+before: clean.py         # or clean.onnx, {file, inputs, outputs, features, options}, a list: runs before the artifact
+after: verdict.onnx      # the same, after it
 digest: sha256:...       # of the version's other files; checked before loading
 """
 
@@ -19,7 +21,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octoserve.repository.layout import Labels, ModelSettings, Refused
+from octoserve.repository.layout import Labels, ModelSettings, Refused, StepFile
 
 if TYPE_CHECKING:
     from octoserve.core.signature import TensorSpec
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 20
 _FIELDS = (
     "runtime", "threads", "batching", "effects", "features", "missing", "inputs", "outputs", "categories", "labels",
-    "options", "digest",
+    "options", "before", "after", "digest",
 )  # fmt: skip
 _EFFECTS = ("none", "idempotent", "external")
 _MISSING = ("nan", "refuse")
 _BATCHING = ("enabled", "max_rows")
 _TENSOR = ("name", "datatype", "shape")
+_STEP = ("file", "inputs", "outputs", "features", "options")
+STEPS = {".py": "python", ".onnx": "onnx"}
+"""The end of a step's name -> the runtime that runs it."""
 _LABELS = ("names", "of", "threshold", "output")
 
 
@@ -69,6 +74,8 @@ def parse(data: Any, where: str = "model.yaml") -> ModelSettings:
         categories=_categories(data, where),
         labels=_labels(data, where),
         options=_options(data, where),
+        before=_steps(data, "before", where),
+        after=_steps(data, "after", where),
         digest=_digest(data, where),
     )
 
@@ -182,6 +189,30 @@ def _options(data: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise Refused(f"{where}: options: a mapping is wanted, {value!r} came")
     return value
+
+
+def _steps(data: dict[str, Any], key: str, where: str) -> tuple[StepFile, ...]:
+    value = data.get(key)
+    if value is None:
+        return ()
+    return tuple(_step(item, f"{where}: {key}") for item in (value if isinstance(value, list) else [value]))
+
+
+def _step(item: Any, where: str) -> StepFile:
+    item = {"file": item} if isinstance(item, str) else item
+    _mapping(item, _STEP, where)
+    file = item.get("file")
+    plain = isinstance(file, str) and Path(file).name == file and not file.startswith(".")
+    if not plain or Path(file).suffix not in STEPS:
+        ends = " or ".join(STEPS)
+        raise Refused(f"{where}: the name of a file in this folder that ends in {ends} is wanted, {file!r} came")
+    return StepFile(
+        file=file,
+        inputs=_tensors(item, "inputs", where),
+        outputs=_tensors(item, "outputs", where),
+        features=_features(item, where),
+        options=_options(item, where),
+    )
 
 
 def _digest(data: dict[str, Any], where: str) -> str | None:

@@ -26,6 +26,7 @@ from octoserve.core.errors import BrokenVersion, Internal, InvalidInput, Overloa
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Array
 from octoserve.runtimes.protocol import LoadedModel, RuntimeSettings
+from octoserve.telemetry.tracing import within
 
 
 class StepOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,7 +77,7 @@ class EnsembleRuntime:
                     raise BrokenVersion(f"part {wanted.part}: {error}") from error
                 steps.append(Step(wanted.part, model, (), ()))
                 steps[-1] = _step(wanted, model)
-            return EnsembleModel(steps, options.outputs, settings)
+            return EnsembleModel(steps, options.outputs, settings.batching is not False)
         except BrokenVersion:
             for step in steps:
                 step.model.close()
@@ -96,15 +97,26 @@ def _step(wanted: StepOptions, model: LoadedModel) -> Step:
 
 
 class EnsembleModel:
-    """The loaded parts, and what goes from one to the next."""
+    """The loaded parts, and what goes from one to the next.
 
-    platform = "ensemble"
+    outputs: what it gives; empty: all that no later step takes
+    renews:  whether a step may give what there is already: from then on that name is its own
+    """
 
-    def __init__(self, steps: Sequence[Step], outputs: Sequence[str], settings: RuntimeSettings) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        outputs: Sequence[str],
+        batching: bool = True,
+        *,
+        renews: bool = False,
+        platform: str = "ensemble",
+    ) -> None:
+        self.platform = platform
         self._steps = tuple(steps)
         lanes = [getattr(step.model, "lanes", 0) for step in steps]
         self.lanes = min(n or 1 for n in lanes) if any(lanes) else 0  # a part that computes takes one run at a time
-        inputs, made = _wired(steps)
+        inputs, made = _wired(steps, renews)
         if not outputs:
             outputs = [name for name in made if not any(name in step.takes for step in steps)]
         missing = [name for name in outputs if name not in made]
@@ -124,9 +136,9 @@ class EnsembleModel:
             name: step.model.signature.categories[spec.name]
             for step in steps
             for spec, name in zip(step.model.signature.inputs, step.takes, strict=True)
-            if name in inputs and spec.name in step.model.signature.categories
+            if name in inputs and name not in made and spec.name in step.model.signature.categories
         }
-        batchable = all(step.model.signature.batchable for step in steps) and settings.batching is not False
+        batchable = all(step.model.signature.batchable for step in steps) and batching
         self.signature = Signature(
             list(inputs.values()), [made[n] for n in outputs], batchable, features=features, categories=categories
         )
@@ -136,7 +148,7 @@ class EnsembleModel:
         known = {spec.name: array for spec, array in zip(self.signature.inputs, inputs, strict=True)}
         for at, step in enumerate(self._steps):
             try:
-                given = step.model.run([known[name] for name in step.takes])
+                given = within(f"part {step.part}", step.model.run, [known[name] for name in step.takes])
             except InvalidInput as error:
                 if at == 0:
                     raise
@@ -154,7 +166,7 @@ class EnsembleModel:
             step.model.close()
 
 
-def _wired(steps: Sequence[Step]) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+def _wired(steps: Sequence[Step], renews: bool) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
     """The ensemble's own inputs, and all that its steps give. Raises BrokenVersion for what does not fit."""
     inputs: dict[str, TensorSpec] = {}
     made: dict[str, TensorSpec] = {}
@@ -164,7 +176,7 @@ def _wired(steps: Sequence[Step]) -> tuple[dict[str, TensorSpec], dict[str, Tens
             if not _fits(came, spec):
                 raise BrokenVersion(f"part {step.part} takes {spec}, and {came} is what it would get")
         for spec, name in zip(step.model.signature.outputs, step.gives, strict=True):
-            if name in made or name in inputs:
+            if not renews and (name in made or name in inputs):
                 raise BrokenVersion(f"part {step.part} gives {name!r}, and there is one; name it under its outputs:")
             made[name] = TensorSpec(name, spec.datatype, spec.shape)
     return inputs, made

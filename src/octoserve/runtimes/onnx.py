@@ -46,7 +46,7 @@ class OnnxRuntime:
         """Raises BrokenVersion with ONNX Runtime's reason."""
         import onnxruntime
 
-        path = folder / self.artifacts[0]
+        path = folder / (settings.file or self.artifacts[0])
         if not path.is_file():
             raise BrokenVersion(f"{path.name} is missing in {folder}")
         onnxruntime.set_default_logger_severity(3)

@@ -24,6 +24,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True):
     missing:    "refuse" where a missing number is to be refused; "" and "nan" let the model see it
     options:    what only this runtime knows
     load_part:  a folder inside the version -> the model in it
+    file:       the file to load, where it is not the format's own: a step of a version
     """
 
     threads: int = 1
@@ -35,6 +36,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True):
     missing: str = ""
     options: Mapping[str, Any] = {}
     load_part: Callable[[str], LoadedModel] | None = None
+    file: str = ""
 
 
 class LoadedModel(Protocol):

@@ -21,6 +21,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,7 @@ LANES = 16
 _FILE = "model.py"
 _OWN = ("class", "lanes")
 """Options that are ours; the others are the class's."""
+_PACKAGE = "octoserve_model_"
 _numbers = itertools.count()
 
 
@@ -54,16 +56,16 @@ class PythonRuntime:
 
     def load(self, folder: Path, settings: RuntimeSettings) -> LoadedModel:
         """Raises BrokenVersion with what the file raised, or with what is missing in model.yaml."""
-        path = artifact(folder, self.artifacts)
+        path = artifact(folder, (settings.file,) if settings.file else self.artifacts)
         if not self._trusted:
             raise BrokenVersion(
-                f"{_FILE} is code, and code of this repository is not trusted. If you trust whoever can write to it, "
-                f"set OCTOSERVE_TRUST={CODE}, or `trust: [{CODE}]` in octoserve.yaml"
+                f"{path.name} is code, and code of this repository is not trusted. If you trust whoever can write to "
+                f"it, set OCTOSERVE_TRUST={CODE}, or `trust: [{CODE}]` in octoserve.yaml"
             )
         if settings.inputs is None or settings.outputs is None:
             missing = "inputs" if settings.inputs is None else "outputs"
             raise BrokenVersion(
-                f"model.yaml: {missing}: wanted, since {_FILE} does not say them: "
+                f"model.yaml: {missing}: wanted, since {path.name} does not say them: "
                 f"`{missing}: [{{name: ..., datatype: FP32, shape: [-1, 3]}}, ...]`"
             )
         lanes = settings.options.get("lanes", LANES)
@@ -71,19 +73,42 @@ class PythonRuntime:
             raise BrokenVersion(f"model.yaml: options: lanes: 1 to 1024 wanted, {lanes!r} came")
         module = _import(path)
         try:
-            model = _make(module, folder, settings.options)
+            model = _make(module, folder, settings.options, path.name)
         except BrokenVersion:
             _forget(module.__name__)
             raise
         return PythonModel(model, settings, lanes, module.__name__)
 
 
+class _Loader(SourceFileLoader):
+    """Leaves no bytecode: what Python would write beside the file would change the version, which is not to change."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Nothing is written."""
+
+
+class _Beside:
+    """Finds what lies beside a model's file, as Python would; first in `sys.meta_path`."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder.find_spec`."""
+        if path is None or not name.startswith(_PACKAGE):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(name, spec.loader.path)
+        return spec
+
+
 def _import(path: Path) -> ModuleType:
     """As a package of its own, so that `from . import other` finds files beside it, and two versions are two."""
-    name = f"octoserve_model_{next(_numbers)}"
-    # What Python would write beside the file would change the version, which is not to change.
-    sys.dont_write_bytecode = True
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
+    if _Beside not in sys.meta_path:
+        sys.meta_path.insert(0, _Beside)
+    name = f"{_PACKAGE}{next(_numbers)}"
+    spec = importlib.util.spec_from_file_location(
+        name, path, loader=_Loader(name, str(path)), submodule_search_locations=[str(path.parent)]
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -114,12 +139,12 @@ def _where(error: BaseException, path: Path) -> str:
     return f" (line {line})" if line else ""
 
 
-def _make(module: ModuleType, folder: Path, options: Mapping[str, Any]) -> Any:
+def _make(module: ModuleType, folder: Path, options: Mapping[str, Any], file: str) -> Any:
     wanted = options.get("class", "Model")
     kind = getattr(module, wanted, None) if isinstance(wanted, str) else None
     if not isinstance(kind, type) or not callable(getattr(kind, "predict", None)):
         raise BrokenVersion(
-            f"{_FILE}: a class {wanted!r} with a method predict(inputs) is wanted; name another under options: class"
+            f"{file}: a class {wanted!r} with a method predict(inputs) is wanted; name another under options: class"
         )
     rest = {key: value for key, value in options.items() if key not in _OWN}
     offered = {"folder": folder, "options": rest}
@@ -131,7 +156,7 @@ def _make(module: ModuleType, folder: Path, options: Mapping[str, Any]) -> Any:
         if isinstance(error, KeyboardInterrupt):
             raise
         where = _where(error, Path(module.__file__ or ""))
-        raise BrokenVersion(f"{_FILE}: {wanted}(): {type(error).__name__}: {first_line(error)}{where}") from error
+        raise BrokenVersion(f"{file}: {wanted}(): {type(error).__name__}: {first_line(error)}{where}") from error
 
 
 class PythonModel:

@@ -30,6 +30,7 @@ from octoserve.core.tensors import Array
 from octoserve.runtimes.library import first_line
 from octoserve.runtimes.protocol import LoadedModel, RuntimeSettings
 from octoserve.runtimes.remote_dialects import Dialect, OpenInference, RemoteOptions, TensorFlowServing
+from octoserve.telemetry.tracing import part
 
 _SHOWN = 300
 MAX_LANES = 1024
@@ -139,7 +140,8 @@ class Connections:
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
         """Body and headers of a good answer. Raises OctoserveError for any other."""
-        return self._exchange("POST", path, body, headers)
+        with part(f"POST {self}", "client") as span:  # the server behind is told of it
+            return self._exchange("POST", path, body, headers if span is None else {**headers, **span.headers()})
 
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]

@@ -20,6 +20,7 @@ from octoserve.core.doors import DOORS, Door
 from octoserve.core.errors import SettingsError
 from octoserve.core.names import is_loopback
 from octoserve.core.slo import Slos
+from octoserve.core.trace_context import Tracing
 from octoserve.spec.admission import AdmissionSection, CacheSection
 from octoserve.spec.asynchronous import AsyncSection
 from octoserve.spec.backend import BackendSection
@@ -27,6 +28,7 @@ from octoserve.spec.batch import BatchSection
 from octoserve.spec.queue import QueueSection
 from octoserve.spec.rollout import AnalysisSection, BreakerSection, MetricSection, RolloutSection, StepSection
 from octoserve.spec.slo import OptionalSlo, SloSection
+from octoserve.spec.tracing import OptionalTracing, TracingSection, tracing_of
 from octoserve.spec.values import Duration, Label, Policy, Port, Rows, Section, Size, parse_policy
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "ServeSettings",
     "SloSection",
     "StepSection",
+    "TracingSection",
     "check",
     "cores",
     "load",
@@ -59,7 +62,7 @@ __all__ = [
 PREFIX = "OCTOSERVE_"
 SECRETS = ("admin_token", "rollout_store")
 """Fields that no error and no listing shows."""
-SECTIONS = ("models", "admission", "slo", "rollout", "batch", "queue", "asynchronous")
+SECTIONS = ("models", "admission", "slo", "rollout", "batch", "queue", "asynchronous", "tracing")
 """Fields that have no one-line form: neither flags nor variables."""
 
 
@@ -132,6 +135,8 @@ class ServeSettings(Section):
     """What `octoserve queue run` consumes; `serve` does not look at it. See docs/message-queue.md."""
     asynchronous: AsyncSection = Field(default=AsyncSection(), alias="async")
     """Models whose answers may be fetched later, and where those are kept. See docs/async.md."""
+    tracing: OptionalTracing = None
+    """Spans to an OpenTelemetry collector: `{endpoint: http://collector:4318, sample: 1%}`. See docs/tracing.md."""
 
     host: str = "127.0.0.1"
     """Address of the HTTP and gRPC doors; 0.0.0.0 lets other machines in, which a container needs."""
@@ -207,6 +212,10 @@ class ServeSettings(Section):
             default=self.slo.promise() if self.slo is not None else None,
             models={name: section.slo.promise() if section.slo else None for name, section in own.items()},
         )
+
+    def spans(self) -> Tracing | None:
+        """What is recorded of requests; None for nothing. Raises SettingsError for a variable that says nonsense."""
+        return tracing_of(self.tracing, os.environ)
 
     def clients_may_load(self) -> bool:
         """`repository_api`, or what is the default for this `host`."""

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from octoserve.telemetry.tracing import ACTIVE, Span
+
 _QUEUE = 10_000
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -45,8 +47,12 @@ class DroppingHandler(logging.handlers.QueueHandler):
     dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Only the arguments are merged here; the traceback is left for the thread and its formatter."""
+        """Only the arguments are merged here, and what this thread works on; the traceback is left for the thread and
+        its formatter."""
         record = copy.copy(record)
+        span = ACTIVE.get()
+        if isinstance(span, Span):
+            record.trace_id, record.span_id = f"{span.trace:032x}", f"{span.id:016x}"
         record.msg = record.message = record.getMessage()
         record.args = None
         return record

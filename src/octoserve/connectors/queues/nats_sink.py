@@ -13,6 +13,7 @@ from octoserve.connectors.queues.headers import value_of
 from octoserve.connectors.queues.nats_wire import Where, Wire, header_bytes
 from octoserve.connectors.queues.protocol import ID_HEADER, Claim, Move, Results, SinkTraits, Stored, Unwritable
 from octoserve.core.signature import TensorSpec
+from octoserve.core.trace_context import carried
 
 
 class NatsSink:
@@ -52,8 +53,8 @@ class NatsSink:
         bodies = columns.objects(results, self._names)
         stream, most = self._where.stream, wire.client.max_payload
         messages = []
-        for id, body in zip(results.ids, bodies, strict=True):
-            headers = dict.fromkeys((ID_HEADER, "Nats-Msg-Id"), value_of(id))
+        for message, id, body in zip(results.messages, results.ids, bodies, strict=True):
+            headers = dict.fromkeys((ID_HEADER, "Nats-Msg-Id"), value_of(id)) | carried(message.headers)
             size = len(body) + header_bytes({**headers, "Nats-Expected-Stream": stream})
             if size > most:
                 raise Unwritable(f"{self.label}: {id}: {size} bytes with its headers, a message takes {most}")

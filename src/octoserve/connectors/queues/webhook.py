@@ -9,16 +9,17 @@ from __future__ import annotations
 import base64
 import http.client
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urlsplit
 
 from octoserve.connectors.queues import columns
 from octoserve.connectors.queues.address import Address
 from octoserve.connectors.queues.headers import value_of
-from octoserve.connectors.queues.protocol import Claim, Move, Results, SinkTraits, Stored, Unwritable
+from octoserve.connectors.queues.protocol import Claim, Message, Move, Results, SinkTraits, Stored, Unwritable
 from octoserve.core.errors import SettingsError, Unavailable
 from octoserve.core.signature import TensorSpec
+from octoserve.core.trace_context import carried
 
 _AT_ONCE = 8
 """Requests in flight."""
@@ -63,18 +64,19 @@ class Webhook:
         """See `QueueSink.store`. Tried again with what was refused or not answered, it sends only that."""
         assert self._threads is not None
         bodies = columns.objects(results, self._names)
-        left = [pair for pair in zip(results.ids, bodies, strict=True) if pair[0] not in self._arrived]
-        troubles = [trouble for trouble in self._threads.map(lambda pair: self._send(*pair), left) if trouble]
+        each = zip(results.ids, bodies, results.messages, strict=True)
+        left = [one for one in each if one[0] not in self._arrived]
+        troubles = [trouble for trouble in self._threads.map(lambda one: self._send(*one), left) if trouble]
         refused = next((trouble for trouble in troubles if isinstance(trouble, Unwritable)), None)
         if refused is not None or troubles:
             raise refused or troubles[0]
         self._arrived.difference_update(results.ids)
         return Stored(len(results.ids))
 
-    def _send(self, id: str, body: bytes) -> Exception | None:
+    def _send(self, id: str, body: bytes, message: Message) -> Exception | None:
         """What is wrong, if anything."""
         try:
-            status, reason = self._post(id, body)
+            status, reason = self._post(id, body, carried(message.headers))
         except (OSError, http.client.HTTPException) as error:
             return Unavailable(f"{self.label}: {error or type(error).__name__}")
         if 200 <= status < 300:
@@ -83,9 +85,9 @@ class Webhook:
         text = f"{self.label}: {status} {reason}"
         return Unavailable(text) if status in _AGAIN or status >= 500 else Unwritable(text)
 
-    def _post(self, id: str, body: bytes) -> tuple[int, str]:
+    def _post(self, id: str, body: bytes, trace: Mapping[str, str]) -> tuple[int, str]:
         """A kept connection may have been closed meanwhile: then once more on a new one."""
-        headers = {**self._headers, "Idempotency-Key": value_of(id)}
+        headers = {**self._headers, **trace, "Idempotency-Key": value_of(id)}
         connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
         for kept in (connection is not None, False):
             if not kept:

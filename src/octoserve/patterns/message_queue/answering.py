@@ -22,6 +22,7 @@ from octoserve.patterns.message_queue.waiting import ticking
 from octoserve.routing.plan import RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
+from octoserve.telemetry.tracing import Tracer
 
 T = TypeVar("T")
 
@@ -30,7 +31,12 @@ class RequestModel:
     """Requests through the data plane, from a thread that waits."""
 
     def __init__(
-        self, settings: QueueSettings, runtimes: Mapping[str, Runtime], registry: Registry, executor: Executor
+        self,
+        settings: QueueSettings,
+        runtimes: Mapping[str, Runtime],
+        registry: Registry,
+        executor: Executor,
+        tracer: Tracer | None = None,
     ) -> None:
         """Loads the version, also one that takes no rows. Raises NotFound, BrokenVersion, SettingsError."""
         if settings.plan is not None:
@@ -44,7 +50,7 @@ class RequestModel:
         self.tick: Callable[[], None] = lambda: None
         """Called every second while runs take their time, on the thread that waits for them."""
         self._loop = asyncio.new_event_loop()
-        self._plane = DataPlane(registry, self._loop, executor)
+        self._plane = DataPlane(registry, self._loop, executor, tracer=tracer)
         self._plane.publish(Handle(ref, loaded))
         self._plane.route([RoutePlan.to(ref.model, ref.version, 1)], {}, [(ref.model, ref.version)])
 

@@ -144,7 +144,7 @@ class Crew:
         def work() -> None:
             try:
                 handle = self._load(number)
-                warm(handle.loaded, BLOCK)
+                warm(handle.loaded, BLOCK, Path(handle.ref.path))
             except Exception as error:
                 self._loads.put((number, error))
             else:

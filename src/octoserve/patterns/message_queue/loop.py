@@ -38,6 +38,7 @@ from octoserve.patterns.message_queue.ledger import Attempts, Ledger
 from octoserve.patterns.message_queue.outcome import Failed, Fate, Policy, letter
 from octoserve.patterns.message_queue.pace import Pace
 from octoserve.patterns.message_queue.statistics import DEAD, RETRIED, Statistics
+from octoserve.patterns.message_queue.traced import Traced
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class Loop:
         beat: Callable[[bool], None] = lambda now: None,
         turn: Callable[[], None] = lambda: None,
         note: Callable[[Sequence[Message]], None] = lambda messages: None,
+        traced: Traced | None = None,
         clock: Clock = monotonic,
         wall: Clock = time.time,
     ) -> None:
@@ -116,6 +118,7 @@ class Loop:
         self._beat = beat
         self._turn = turn
         self._note = note
+        self._traced = traced
         self._clock = clock
         self._wall = wall
         self._is_log = source.traits.shape == "log"
@@ -197,6 +200,8 @@ class Loop:
         self._turn()
         self._gather()
         messages = self._source.poll(self._pace.rows, self._limits.nbytes, POLL)
+        if self._traced is not None:
+            messages = self._traced.received(messages)
         self._last = len(messages)
         if not messages:
             self._rest()
@@ -204,6 +209,8 @@ class Loop:
         known = self._known(messages)
         for portion in portions(messages, known):
             self._do(portion, known)
+            if self._traced is not None:
+                self._traced.over(portion)
             self._insist("the sink", self.renew)
         self._came = self._clock()
         self._look()
@@ -267,7 +274,11 @@ class Loop:
 
     def _score_and_store(self, portion: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
         work = self._work
-        scored = work.score(portion, portion[0].position in known)
+        tried = portion[0].position in known
+        if self._traced is None:
+            scored = work.score(portion, tried)
+        else:
+            scored = self._traced.score(work.score, portion, tried)
         failed = [
             self._judge(portion[place], scored.ids[place], known, error)
             for place, error in sorted(scored.failed.items())
@@ -299,6 +310,8 @@ class Loop:
         """Noted first, then given to the broker, which has acknowledged them on return."""
         if not failed:
             return
+        if self._traced is not None:
+            self._traced.failed(failed)
         noted = {each.message.position: each.attempts for each in failed}
         self._insist(_LEDGER, lambda: self._ledger.failed(noted))
         buried = [each for each in failed if each.fate is Fate.BURY]

@@ -20,8 +20,10 @@ from octoserve.patterns.message_queue.outcome import Policy
 from octoserve.patterns.message_queue.requests import Requests
 from octoserve.patterns.message_queue.settings import QueueSettings
 from octoserve.patterns.message_queue.statistics import Statistics
+from octoserve.patterns.message_queue.traced import Traced
 from octoserve.patterns.message_queue.waiting import deadline, put_off
 from octoserve.telemetry.metrics import Registry
+from octoserve.telemetry.tracing import Tracer
 
 
 def loop_of_requests(
@@ -35,9 +37,11 @@ def loop_of_requests(
     owner: str,
     stop: Callable[[], bool],
     beat: Callable[[bool], None],
+    tracer: Tracer | None = None,
+    traced: Traced | None = None,
 ) -> Loop:
     """Loads the version. Raises NotFound, BrokenVersion, SettingsError."""
-    model = RequestModel(settings, kinds.runtimes, registry, executor)
+    model = RequestModel(settings, kinds.runtimes, registry, executor, tracer)
     requests = Requests(
         model,
         lambda: deadline(settings.run_timeout),
@@ -55,7 +59,7 @@ def loop_of_requests(
     )
     limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)
     statistics = Statistics(registry, model.name, time.time)
-    loop = Loop(source, sink, ledger, work, limits, statistics, lane=owner, stop=stop, beat=beat)
+    loop = Loop(source, sink, ledger, work, limits, statistics, lane=owner, stop=stop, beat=beat, traced=traced)
     model.tick = loop.keep
     return loop
 

@@ -7,6 +7,7 @@ import os
 import msgspec
 
 from octoserve.control.rollout.following import Route
+from octoserve.core.trace_context import Tracing
 from octoserve.routing.plan import RoutePlan
 
 REQUESTS = "requests"
@@ -44,6 +45,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_input: int = 1 << 30
     worker: int = 0
     plan: RoutePlan | None = None
+    tracing: Tracing | None = None
 
 
 def owner_of(pid: int) -> str:

@@ -38,8 +38,10 @@ from octoserve.patterns.message_queue.promise import promise
 from octoserve.patterns.message_queue.request_work import loop_of_requests
 from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings, WorkerConfig, owner_of
 from octoserve.patterns.message_queue.statistics import Statistics
+from octoserve.patterns.message_queue.traced import Traced
 from octoserve.patterns.message_queue.waiting import deadline
 from octoserve.telemetry.metrics import Registry
+from octoserve.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ class Link:
         self.tell(Report(running=role))
 
 
-def run_worker(config: WorkerConfig, kinds: Kinds, end: socket.socket) -> int:
+def run_worker(config: WorkerConfig, kinds: Kinds, end: socket.socket, tracer: Tracer | None = None) -> int:
     """The whole life of a worker; its exit code."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,7 +129,7 @@ def run_worker(config: WorkerConfig, kinds: Kinds, end: socket.socket) -> int:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     link = Link(end, stop)
     try:
-        _work(config, kinds, link, stop)
+        _work(config, kinds, link, stop, tracer)
     except Stopped as error:
         log.warning("%s", error)
     except (SettingsError, NotFound) as error:
@@ -142,12 +144,17 @@ def run_worker(config: WorkerConfig, kinds: Kinds, end: socket.socket) -> int:
     except OctoserveError as error:
         link.tell(Report(error=str(error)))
         return FAILED
+    finally:
+        if tracer is not None:
+            tracer.sink.close()
     return DONE
 
 
-def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event) -> None:
+def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event, tracer: Tracer | None) -> None:
     settings = msgspec.structs.replace(config.settings, worker=config.index)
     registry = Registry()
+    if tracer is not None:
+        registry.reading(tracer.family)
     with ThreadPoolExecutor(1, "run") as executor:
         crew = None
         if settings.payload != REQUESTS:
@@ -156,15 +163,20 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event)
         owner = f"{owner_of(os.getpid())}/{uuid.uuid4().hex[:8]}"
         ledger = opening.ledger(kinds, settings, source.name, owner, config.ends)
         cutovers = Cutovers(Path(settings.state_dir), source.name)
+        traced = Traced(tracer, source.name, source.traits.system, settings.model) if tracer is not None else None
 
         def beat(now: bool) -> None:
             link.beat(registry, now)
 
         if crew is None:
-            loop = loop_of_requests(settings, kinds, registry, executor, source, sink, ledger, owner, stop.is_set, beat)
+            loop = loop_of_requests(
+                settings, kinds, registry, executor, source, sink, ledger, owner, stop.is_set, beat, tracer, traced
+            )
         else:
             follows = config.route is not None
-            loop = make_loop(settings, crew, source, sink, ledger, registry, owner, stop, beat, link, follows, cutovers)
+            loop = make_loop(
+                settings, crew, source, sink, ledger, registry, owner, stop, beat, link, follows, cutovers, traced
+            )
             crew.models.tick = loop.keep
         link.tell(Report(promise=str(promise(source.traits, sink.traits))))
         # What is here now stays, and a micro-batch has some thousand objects that hold no cycle: the collector, which
@@ -202,6 +214,7 @@ def make_loop(
     link: Link,
     follows: bool,
     cutovers: Cutovers,
+    traced: Traced | None = None,
 ) -> Loop:
     """The loop of these settings."""
 
@@ -226,4 +239,5 @@ def make_loop(
         source, sink, ledger, work, limits, statistics, lane=owner, stop=stop.is_set, beat=beat,
         turn=turn if follows else lambda: None,
         note=lambda messages: cutovers.note(messages, crew.scored_by()),
+        traced=traced,
     )  # fmt: skip

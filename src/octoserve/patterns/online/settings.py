@@ -7,6 +7,7 @@ import msgspec
 from octoserve.core.admission import CacheLimits, Priorities, TenantRules
 from octoserve.core.doors import DOORS
 from octoserve.core.slo import Slos
+from octoserve.core.trace_context import Tracing
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,5 +96,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     doors: tuple[str, ...] = DOORS
     default_model: str = ""
     """Of doors whose paths name none; "": the only model."""
+    tracing: Tracing | None = None
     log_level: str = "info"
     log_format: str = "text"

@@ -39,6 +39,7 @@ from octoserve.routing.plan import RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.logs import DroppingHandler
 from octoserve.telemetry.metrics import Registry
+from octoserve.telemetry.tracing import Tracer
 
 if TYPE_CHECKING:
     from octoserve.patterns.online.http.async_door import AsyncDoor, Way
@@ -71,6 +72,7 @@ class Worker:
         runtimes: Mapping[str, Runtime],
         loop: asyncio.AbstractEventLoop,
         way: OpenWay | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """way: where requests that are answered later go, for a configuration that takes some"""
         self._config = config
@@ -104,7 +106,11 @@ class Worker:
             priorities=config.admission.priorities,
             tenants=config.admission.tenants,
             caches=config.admission.caches,
+            tracer=tracer,
         )
+        if tracer is not None:
+            registry.reading(tracer.family)
+            self._closing.append(tracer.sink.close)
         self._cut_leases = registry.counter(
             "octoserve_cut_leases_total", "Requests that held a version when it was unloaded.", ()
         ).counter()
@@ -405,7 +411,9 @@ def raise_open_files(wanted: int) -> None:
         log.warning("at most %d open files (ulimit -n), fewer than max_connections, %d", soft, wanted)
 
 
-def run_worker(config: WorkerConfig, runtimes: Mapping[str, Runtime], way: OpenWay | None = None) -> int:
+def run_worker(
+    config: WorkerConfig, runtimes: Mapping[str, Runtime], way: OpenWay | None = None, tracer: Tracer | None = None
+) -> int:
     """Run a worker until it is drained; the process's exit code."""
     import uvloop
 
@@ -413,7 +421,7 @@ def run_worker(config: WorkerConfig, runtimes: Mapping[str, Runtime], way: OpenW
     raise_open_files(config.limits.max_connections)
 
     async def main() -> int:
-        return await Worker(config, runtimes, asyncio.get_running_loop(), way).run()
+        return await Worker(config, runtimes, asyncio.get_running_loop(), way, tracer).run()
 
     code: int = uvloop.run(main())
     return code

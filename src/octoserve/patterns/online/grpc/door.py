@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ from octoserve.dataplane.split import ArmRoute
 from octoserve.patterns.online.errors import code_of
 from octoserve.patterns.online.grpc.transport import MAX_STATUS_TEXT, GrpcCall, StreamHandler, UnaryHandler
 from octoserve.patterns.online.service import ServerMetadata, Service
+from octoserve.patterns.online.traced import begun, handled_unary, over_grpc
+from octoserve.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +132,8 @@ class GrpcDoor:
             "RepositoryIndex": ("RepositoryIndex", lambda r: {"models": _index(service, r.ready)}),
         }
         table = {f"/{SERVICE}/{name}": _simple(messages, answer) for name, (messages, answer) in answers.items()}
-        table[f"/{SERVICE}/ModelInfer"] = self._infer
+        tracer, path = self.dataplane.tracer, f"/{SERVICE}/ModelInfer"
+        table[path] = self._infer if tracer is None else handled_unary(tracer, path, self._infer)
         table[f"/{SERVICE}/RepositoryModelLoad"] = self._operation("load", "RepositoryModelLoad")
         table[f"/{SERVICE}/RepositoryModelUnload"] = self._operation("unload", "RepositoryModelUnload")
         return table
@@ -293,10 +297,20 @@ class InferStream:
     def start(self) -> None:
         """Take messages from now on."""
         call = self.call
-        call.on_message = self._receive
+        tracer = self._door.dataplane.tracer
+        call.on_message = self._receive if tracer is None else partial(self._receive_traced, tracer)
         call.on_half_close = self._half_close
         call.on_linger_over = self._end
         call.on_closed = self._cancel
+
+    def _receive_traced(self, tracer: Tracer, data: bytes) -> None:
+        """Each message of a stream is a request, and has a span if it is sampled."""
+        span = begun(tracer, self.call, f"/{SERVICE}/ModelStreamInfer")
+        if span is None:
+            self._receive(data)
+            return
+        with tracer.handing_over(span, over_grpc):
+            self._receive(data)
 
     def _receive(self, data: bytes) -> None:
         if self._ending:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from octoserve.codecs.protos import files
 from octoserve.patterns.online.grpc.transport import GrpcCall, UnaryHandler
 from octoserve.patterns.online.service import Service
+from octoserve.patterns.online.traced import handled_unary
 
 
 def unary(service: Service, doors: Collection[str]) -> dict[str, UnaryHandler]:
@@ -27,4 +28,7 @@ def unary(service: Service, doors: Collection[str]) -> dict[str, UnaryHandler]:
 
     file = files()["tensorflow_serving.proto"]
     paths = [f"/{file.package}.{offered.name}/{method.name}" for offered in file.service for method in offered.method]
-    return {path: handler(path) for path in paths}
+    tracer = service.dataplane.tracer
+    if tracer is None:
+        return {path: handler(path) for path in paths}
+    return {path: handled_unary(tracer, path, handler(path)) for path in paths}

@@ -160,4 +160,12 @@ def _describe(request: Any, response: Any, served: Sequence[str]) -> None:
         response.error_response.error_code = _NOT_FOUND
         response.error_response.error_message = "not found"
     else:
-        response.file_descriptor_response.file_descriptor_proto.append(files()[name].SerializeToString())
+        response.file_descriptor_response.file_descriptor_proto.extend(
+            files()[each].SerializeToString() for each in _with_imports(name)
+        )
+
+
+def _with_imports(name: str) -> list[str]:
+    """A file behind all that it imports."""
+    imported = [each for dependency in files()[name].dependency for each in _with_imports(dependency)]
+    return list(dict.fromkeys([*imported, name]))

@@ -32,6 +32,7 @@ from octoserve.core.errors import (
     SettingsError,
     Unavailable,
 )
+from octoserve.core.trace_context import carried
 from octoserve.dataplane.deferred import check, headers_of, message_id, reference_in, within
 from octoserve.patterns.online.errors import status_of
 from octoserve.patterns.online.http.coding import decompress
@@ -41,7 +42,9 @@ from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.patterns.online.http.routes import Route, method
 from octoserve.patterns.online.service import Service
 from octoserve.patterns.online.settings import AsyncRequests, Limits
+from octoserve.patterns.online.traced import named, over_http
 from octoserve.telemetry.metrics import Metric
+from octoserve.telemetry.tracing import active, outgoing
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,10 @@ class Way(NamedTuple):
 
 
 class Order(NamedTuple):
-    """A request that may be accepted. own: whether the client gave the id, and may come again with it."""
+    """A request that may be accepted. own: whether the client gave the id, and may come again with it.
+
+    trace: the headers of its trace, which are no part of what it asks
+    """
 
     model: str
     id: str
@@ -90,6 +96,7 @@ class Order(NamedTuple):
     value: bytes
     headers: dict[str, str]
     callback: str
+    trace: Mapping[str, str] = {}
 
 
 class AsyncDoor:
@@ -135,14 +142,36 @@ class AsyncDoor:
                 if head.method != "POST":
                     return method(head, "POST"), None
                 infer = InferHead(model, "", head)
-                return method(head, "POST"), lambda c, body: self._later(c, model, self._accept(c, infer, body))
+                return method(head, "POST"), lambda c, body: self._later(c, model, self._accept(c, head, infer, body))
             case [id]:
                 return method(head, "GET"), lambda c, _: self._later(c, model, self._look(c, model, id))
         raise NotFound(f"no such path: {head.path}")
 
     # --- accept --------------------------------------------------------------------------------------
 
-    async def _accept(self, connection: Connection, infer: InferHead, body: bytes) -> None:
+    async def _accept(self, connection: Connection, head: Head, infer: InferHead, body: bytes) -> None:
+        """As a part of the client's trace, where that is sampled: the queue's message says so."""
+        tracer = self._service.dataplane.tracer
+        span = None if tracer is None else tracer.begin(head.headers, "")
+        if span is None:
+            await self._admit(connection, infer, body)
+            return
+        named(span, head, infer)
+        span.attributes.update({"octoserve.model": infer.model, "octoserve.door": "async"})
+        error: OctoserveError | None = None
+        try:
+            with active(span):
+                await self._admit(connection, infer, body)
+        except OctoserveError as came:
+            error = came
+            raise
+        finally:
+            over_http(span, error)
+            if error is None:
+                span.attributes["http.response.status_code"] = 202
+            span.end()
+
+    async def _admit(self, connection: Connection, infer: InferHead, body: bytes) -> None:
         if self._accepting >= self._settings.max_pending:
             raise Overloaded(f"{self._accepting} requests wait for the queue to take them", 1)
         self._accepting += 1
@@ -192,7 +221,8 @@ class AsyncDoor:
         if len(id) > _LONGEST or not id.isprintable() or not (id.isascii() or not key):
             what = "header Idempotency-Key" if key else "id"
             raise InvalidInput(f"{what}: at most {_LONGEST} printable characters are wanted, {id[:_LONGEST]!r} came")
-        return Order(infer.model, id or uuid.uuid4().hex, bool(id), body, headers, callback)
+        trace = outgoing() or carried(infer.headers)
+        return Order(infer.model, id or uuid.uuid4().hex, bool(id), body, headers, callback, trace)
 
     def _submit(self, order: Order) -> tuple[Answer, str]:
         """Steps 2 to 4, in a thread. Raises Conflict, TooLarge, Unavailable."""
@@ -205,7 +235,7 @@ class AsyncDoor:
                 _same(order, asked, found)
                 if found.accepted is not None:
                     return found, REPEATED
-            self._way.publishers[order.model].publish(order.value, asked.id, order.headers)
+            self._way.publishers[order.model].publish(order.value, asked.id, {**order.headers, **order.trace})
             return store.accept(asked, self._wall()), ACCEPTED
         except (Unavailable, SettingsError) as error:
             self._complain(f"asynchronous requests are not accepted: {error}")

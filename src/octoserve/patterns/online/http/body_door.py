@@ -17,10 +17,11 @@ from octoserve.core.tensors import Tensor
 from octoserve.dataplane.call import Call
 from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
 from octoserve.patterns.online.http.connection import Connection
-from octoserve.patterns.online.http.head import Head
+from octoserve.patterns.online.http.head import Handler, Head
 from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.patterns.online.http.routes import CACHE_HEADER, Route
 from octoserve.patterns.online.service import Service
+from octoserve.patterns.online.traced import handled
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +92,13 @@ class BodyCall(Call):
         try:
             body, headers = infer.dialect.encode(self.result, self.form)
         except OctoserveError as error:
+            self.error = error
             infer.dialect.refuse(connection, error)
             return
         except Exception:
             log.exception("an answer could not be encoded")
-            infer.dialect.refuse(
-                connection, Internal("the answer could not be encoded; the server's log has the reason")
-            )
+            self.error = Internal("the answer could not be encoded; the server's log has the reason")
+            infer.dialect.refuse(connection, self.error)
             return
         if infer.accept and COMPRESS_FROM <= len(body) <= COMPRESS_TO:
             body = compress(body, infer.accept)
@@ -117,6 +118,8 @@ class BodyDoor:
         self.service = service
         self._dataplane = service.dataplane
         self._inflater = inflater
+        tracer = service.dataplane.tracer
+        self._infer: Handler = self._take if tracer is None else handled(tracer, self._take)
         self._readers: dict[tuple[str, str], ValueReader] = {}
 
     def route(self, head: Head, model: str, version: str, dialect: Dialect) -> Route:
@@ -125,7 +128,7 @@ class BodyDoor:
         infer.plain = self._infer
         return self._compressed if infer.encoding else self._infer, infer
 
-    def _infer(self, connection: Connection, head: Head, body: bytes) -> None:
+    def _take(self, connection: Connection, head: Head, body: bytes) -> None:
         infer: BodyHead = head.binding
         model = infer.model
         try:

@@ -19,7 +19,7 @@ from octoserve.dataplane.call import NEVER, Call
 from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.families import Families
-from octoserve.patterns.online.http.head import Head
+from octoserve.patterns.online.http.head import Handler, Head
 from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.patterns.online.http.routes import (
     CACHE_HEADER,
@@ -32,6 +32,7 @@ from octoserve.patterns.online.http.routes import (
 )
 from octoserve.patterns.online.service import ServerMetadata, Service
 from octoserve.patterns.online.settings import Limits, MultiModel
+from octoserve.patterns.online.traced import handled
 from octoserve.telemetry.metrics import Metric
 
 log = logging.getLogger(__name__)
@@ -73,11 +74,13 @@ class HttpCall(Call):
         try:
             body, header_length = encode_response(self.result, self.request)
         except OctoserveError as error:
+            self.error = error
             respond_to(connection, error)
             return
         except Exception:
             log.exception("an answer could not be encoded")
-            respond_to(connection, Internal("the answer could not be encoded; the server's log has the reason"))
+            self.error = Internal("the answer could not be encoded; the server's log has the reason")
+            respond_to(connection, self.error)
             return
         accept = self.infer.accept
         if header_length is None and not (accept and len(body) >= COMPRESS_FROM) and not self.cache:
@@ -121,6 +124,8 @@ class HttpDoor:
         self._asynchronous = asynchronous
         self._later = Later()
         self._inflater = Inflater(limits.max_body)
+        tracer = service.dataplane.tracer
+        self._infer: Handler = self._take if tracer is None else handled(tracer, self._take)
         self._families = Families(service, self._inflater, doors, multi_model)
 
     # --- the Application that a connection asks for ------------------------------------------------------------
@@ -195,7 +200,7 @@ class HttpDoor:
 
     # --- inference --------------------------------------------------------------------------------------
 
-    def _infer(self, connection: Connection, head: Head, body: bytes) -> None:
+    def _take(self, connection: Connection, head: Head, body: bytes) -> None:
         infer: InferHead = head.binding
         try:
             if infer.header_length == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from octoserve.core.errors import InvalidInput, Unsupported
+from octoserve.core.trace_context import PARENT
 from octoserve.patterns.online.http.head import Handler, Head
 
 
@@ -19,6 +20,7 @@ class InferHead:
         self.model = model
         self.version = version
         self.headers = head.headers
+        head.once = head.once or PARENT in head.headers  # it names one request
         self.timeout = _timeout(head.headers.get("x-request-timeout"))
         self.header_length = _length(head.headers.get("inference-header-content-length"))
         encoding = head.headers.get("content-encoding", "identity").lower()

@@ -237,6 +237,7 @@ class Supervisor:
             ),
             spool=str(self._spool()),
             trust=tuple(settings.trust),
+            tracing=settings.spans(),
             repository_api=settings.clients_may_load(),
             doors=tuple(settings.doors),
             default_model=settings.default_model or "",
