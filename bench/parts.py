@@ -9,6 +9,7 @@ import message_queue as queues
 import processes
 import servers
 from contest import FAILURES, Contenders, Contest, Part
+from doors import doors
 from load import measure
 from report import Report, Row
 from rollouts import rollouts
@@ -134,6 +135,7 @@ PARTS: dict[str, Part] = {
     "online": online,
     "grpc": grpc,
     "workers": workers,
+    "doors": doors,
     "memory": memory,
     "rollouts": rollouts,
     "batch": batches.batch,

@@ -15,8 +15,8 @@ Samples = dict[str, dict[str, list[Sample]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line. The bar is on the ratio of medians (`times`), on being no or less than the peer's value
-    (`no higher`, `lower`), or on the value itself (`at most`); `context` has none."""
+    """One line. The bar is on the ratio of medians (`times`, or `within` so many times), on being no or less than
+    the peer's value (`no higher`, `lower`), or on the value itself (`at most`); `context` has none."""
 
     title: str
     unit: str
@@ -45,10 +45,17 @@ class Row:
         theirs = median(self.theirs)
         if self.rule == "times":
             return ours / theirs >= self.bar
+        if self.rule == "within":
+            return ours / theirs <= self.bar
         return ours <= theirs if self.rule == "no higher" else ours < theirs
 
     def cells(self) -> list[str]:
-        bar = {"times": f"{self.bar:g}x", "at most": f"at most {self.bar:g}", "context": ""}
+        bar = {
+            "times": f"{self.bar:g}x",
+            "within": f"at most {self.bar:g}x",
+            "at most": f"at most {self.bar:g}",
+            "context": "",
+        }
         return [
             f"{self.title}, {self.unit}",
             _spread(self.ours),

@@ -1,6 +1,6 @@
 """The comparison: octoserve against what users would pick instead, in one run on one machine.
 
-    python bench/run.py [online] [grpc] [workers] [memory] [rollouts] [batch] [queue] [--seconds 5] [--rounds 5]
+    python bench/run.py [online] [grpc] [workers] [doors] [memory] [rollouts] [batch] [queue] [--seconds 5] [--rounds 5]
 
 README.md beside this file says what is compared and how to read it.
 """

@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from octoserve.codecs.protos import message
 from support.service import Answer, Served, serving
 from support.supervised import until
+from support.wire import Sent, predict_request
 
 MODEL = """
 import time
@@ -250,9 +251,17 @@ def by_http(path: str, body: Callable[[float], Any], **headers: str) -> Door:
 def by_grpc(house: House, number: float) -> tuple[bytes, str]:
     request = message("inference.ModelInferRequest")(model_name="known")
     request.inputs.add(name="x", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([number, 0.5])
+    return called(house, "/inference.GRPCInferenceService/ModelInfer", request)
+
+
+def by_tensorflow(house: House, number: float) -> tuple[bytes, str]:
+    sent = Sent("x", "FP32", np.array([[number, 0.5]], dtype="<f4"))
+    return called(house, "/tensorflow.serving.PredictionService/Predict", predict_request("known", [sent]))
+
+
+def called(house: House, path: str, request: Any) -> tuple[bytes, str]:
     with grpc.insecure_channel(house.service.grpc) as channel:
-        ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        answer, call = ask.with_call(request.SerializeToString(), timeout=60)
+        answer, call = channel.unary_unary(path).with_call(request.SerializeToString(), timeout=60)
     return answer, dict(call.trailing_metadata())["x-octoserve-cache"]
 
 
@@ -275,6 +284,7 @@ DOORS: dict[str, Door] = {
     "predict": by_http("/models/{}/predict", lambda n: {"b": 0.5, "a": n}),
     "MLflow": by_http("/models/{}/invoke", lambda n: {"dataframe_records": [{"a": n, "b": 0.5}]}),
     "gRPC": by_grpc,
+    "TensorFlow Serving": by_tensorflow,
 }
 
 

@@ -214,3 +214,57 @@ def grpc_infer(channel: grpc.Channel, model: str, inputs: Sequence[Sent], typed:
     except grpc.RpcError as error:
         raise Refused(error.code(), error.details()) from None
     return read_grpc(response)
+
+
+# --- TensorFlow Serving over gRPC ------------------------------------------------------------------------
+
+DTYPE = {
+    "BOOL": "DT_BOOL", "UINT8": "DT_UINT8", "UINT16": "DT_UINT16", "UINT32": "DT_UINT32", "UINT64": "DT_UINT64",
+    "INT8": "DT_INT8", "INT16": "DT_INT16", "INT32": "DT_INT32", "INT64": "DT_INT64", "FP16": "DT_HALF",
+    "FP32": "DT_FLOAT", "FP64": "DT_DOUBLE", "BF16": "DT_BFLOAT16", "BYTES": "DT_STRING",
+}  # fmt: skip
+VALUES = {
+    **dict.fromkeys(("UINT8", "UINT16", "INT8", "INT16", "INT32"), "int_val"),
+    **dict.fromkeys(("FP16", "BF16"), "half_val"),
+    "BOOL": "bool_val", "INT64": "int64_val", "UINT32": "uint32_val", "UINT64": "uint64_val",
+    "FP32": "float_val", "FP64": "double_val", "BYTES": "string_val",
+}  # fmt: skip
+
+
+def predict_request(model: str, inputs: Sequence[Sent], whole: bool = False, **more: Any) -> Any:
+    """A PredictRequest. whole: in tensor_content; text has typed fields only."""
+    request = message("tensorflow.serving.PredictRequest")(model_spec={"name": model}, **more)
+    for sent in inputs:
+        tensor = request.inputs[sent.name]
+        tensor.dtype = tensor.DESCRIPTOR.fields_by_name["dtype"].enum_type.values_by_name[DTYPE[sent.datatype]].number
+        tensor.tensor_shape.SetInParent()
+        for size in sent.array.shape:
+            tensor.tensor_shape.dim.add(size=size)
+        if whole and sent.datatype != "BYTES":
+            tensor.tensor_content = raw_of(sent.datatype, sent.array)
+        else:
+            array = sent.array.view("<u2") if sent.datatype == "FP16" else sent.array
+            getattr(tensor, VALUES[sent.datatype]).extend(array.ravel().tolist())
+    return request
+
+
+def read_predict(response: Any) -> Outputs:
+    """The outputs of a PredictResponse."""
+    outputs: Outputs = {}
+    for name, tensor in response.outputs.items():
+        word = tensor.DESCRIPTOR.fields_by_name["dtype"].enum_type.values_by_number[tensor.dtype].name
+        (datatype,) = [datatype for datatype, known in DTYPE.items() if known == word]
+        values = np.array(getattr(tensor, VALUES[datatype]), dtype=object)
+        raw = values.astype("<u2").tobytes() if datatype == "FP16" else raw_of(datatype, values)
+        outputs[name] = Got(datatype, tuple(dim.size for dim in tensor.tensor_shape.dim), raw)
+    return outputs
+
+
+def tensorflow_predict(channel: grpc.Channel, model: str, inputs: Sequence[Sent], **more: Any) -> Outputs:
+    """Predict. Raises Refused."""
+    path, package = "/tensorflow.serving.PredictionService/Predict", "tensorflow.serving."
+    stub = unary(channel, path, f"{package}PredictRequest", f"{package}PredictResponse")
+    try:
+        return read_predict(stub(predict_request(model, inputs, **more), timeout=30))
+    except grpc.RpcError as error:
+        raise Refused(error.code(), error.details()) from None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from openapi_spec_validator import validate
 
+from octoserve.core.doors import DOORS
 from octoserve.core.errors import Internal
 from octoserve.core.evidence import CANDIDATE
 from octoserve.core.signature import Signature, TensorSpec
@@ -19,7 +20,7 @@ from octoserve.patterns.online.http.connection import Http1Server
 from octoserve.patterns.online.http.door import HttpDoor
 from octoserve.patterns.online.link.messages import CatalogEntry
 from octoserve.patterns.online.service import Service
-from octoserve.patterns.online.settings import DOORS, Limits
+from octoserve.patterns.online.settings import Limits
 from octoserve.routing.plan import BUCKETS, Arm, RoutePlan
 from octoserve.telemetry.metrics import Registry
 from support.loops import FakeClock, InlineExecutor, drive, loop, ticks

@@ -473,7 +473,7 @@ def test_without_security_a_head_is_as_before():
 
 
 def test_a_route_that_forgot_to_ask_is_shut(monkeypatch):
-    service: Any = SimpleNamespace(dataplane=None)
+    service: Any = SimpleNamespace(dataplane=SimpleNamespace(tracer=None))
     limits: Any = SimpleNamespace(max_body=1)
     for access in (Access(dict), None):
         door = HttpDoor(service, limits, Registry().counter("c", "", ("door", "reason")), access=access)

@@ -138,7 +138,7 @@ def test_clients_may_load_by_default_only_from_this_machine(host, given, may):
 @pytest.mark.parametrize(
     ("given", "doors"),
     [
-        (None, ["v1", "mlflow", "predict", "openapi"]),
+        (None, ["v1", "mlflow", "predict", "openapi", "tensorflow"]),
         ("v1, predict", ["v1", "predict"]),
         (["mlflow"], ["mlflow"]),
         ("v2", []),
@@ -151,5 +151,5 @@ def test_doors_may_be_left_out(given: object, doors: list[str]) -> None:
 
 
 def test_an_unknown_door_is_said() -> None:
-    with pytest.raises(SettingsError, match=r"--doors.*'v1', 'mlflow', 'predict' or 'openapi'"):
-        load({"repository": "models", "doors": "tensorflow"})
+    with pytest.raises(SettingsError, match=r"--doors.*'v1', 'mlflow', 'predict', 'openapi' or 'tensorflow'"):
+        load({"repository": "models", "doors": "torchserve"})

@@ -17,6 +17,8 @@ from octoserve.core.errors import SettingsError
 from octoserve.spec import PREFIX
 
 MODEL_DIR = "/opt/ml/model"
+MODELS_DIR = "/opt/ml/models"
+"""Below it SageMaker puts the models of a multi-model container."""
 _STATE_DIR = "/tmp/octoserve"
 _GRACE = "25s"
 """SageMaker kills 30 s after SIGTERM."""
@@ -38,7 +40,7 @@ def sagemaker(
 def asked(flags: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
     """Whether `octoserve serve` was started by SageMaker: nobody says which models, and they lie where it puts them."""
     told = [flags.get(name) or environ.get(PREFIX + name.upper()) for name in ("repository", "spec")]
-    return not any(told) and _folder(environ).is_dir()
+    return not any(told) and (_many(environ) or _folder(environ).is_dir())
 
 
 def contract(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -50,13 +52,32 @@ def contract(environ: Mapping[str, str]) -> dict[str, Any]:
         "state_dir": state_dir,
         "grace": _GRACE,
     }
-    if not environ.get(f"{PREFIX}REPOSITORY"):
+    if _many(environ):
+        flags["multi_model"] = MODELS_DIR
+        flags["repository"] = str(_empty(Path(state_dir)))
+    elif not environ.get(f"{PREFIX}REPOSITORY"):
         flags["repository"] = str(_repository(_folder(environ), Path(state_dir)))
     return {name: value for name, value in flags.items() if not environ.get(PREFIX + name.upper())}
 
 
 def _folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("SM_MODEL_DIR", MODEL_DIR))
+
+
+def _many(environ: Mapping[str, str]) -> bool:
+    """Whether SageMaker is going to load models itself."""
+    return environ.get("SAGEMAKER_MULTI_MODEL", "").lower() == "true"
+
+
+def _empty(state_dir: Path) -> Path:
+    """A repository without models: a container that is started again is told of each anew. What is known of the numbers
+    of versions, which are never used again, stays."""
+    root = state_dir / "sagemaker"
+    root.mkdir(parents=True, exist_ok=True)
+    for model in root.iterdir():
+        if not model.name.startswith("."):
+            shutil.rmtree(model)
+    return root
 
 
 def _repository(folder: Path, state_dir: Path) -> Path:
@@ -67,8 +88,7 @@ def _repository(folder: Path, state_dir: Path) -> Path:
         return folder
     if not any(path.is_file() for path in folder.iterdir()):
         raise SettingsError(f"sagemaker: {folder} holds neither <model>/<version>/ nor a model's files")
-    root = state_dir / "sagemaker"
-    shutil.rmtree(root, ignore_errors=True)
+    root = _empty(state_dir)
     shutil.copytree(folder, root / _ONE / "1")
     return root
 

@@ -27,6 +27,7 @@ _GROUPS = {
         "protect_metrics",
         "doors",
         "default_model",
+        "multi_model",
     ),
     "Processes": (
         "workers",

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from octoserve.codecs.protos import message
+from octoserve.codecs.protos.wire import field
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput, TooLarge, Unsupported
 from octoserve.core.limits import MAX_RANK, MAX_TENSORS
@@ -138,19 +139,6 @@ def _opening(model: str, version: int, outputs: tuple[tuple[str, str, Shape], ..
     for name, datatype, shape in outputs:
         opening.outputs.add(name=name, datatype=datatype, shape=shape)
     return bytes(opening.SerializeToString())
-
-
-def field(number: int, value: bytes) -> bytes:
-    """A length-delimited field: key, length as varint, bytes."""
-    size = len(value)
-    if size < 128:
-        return b"%c%c%b" % (number << 3 | 2, size, value)
-    length = bytearray()
-    while size > 127:
-        length.append(size & 127 | 128)
-        size >>= 7
-    length.append(size)
-    return b"%c%b%b" % (number << 3 | 2, bytes(length), value)
 
 
 def encode_response(result: Result, request: Request) -> bytes:

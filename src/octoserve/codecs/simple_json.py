@@ -33,10 +33,10 @@ def decode_rows(body: bytes, reader: ValueReader) -> tuple[list[Tensor], bool]:
 
 def encode_rows(result: Result, alone: bool) -> bytes:
     """An object, or an array of objects. Raises InvalidInput, Unsupported."""
-    if alone:
+    if alone or result.rows == 1:
         row = one_row(result, _STYLE, named=True)
         if row is not None:
-            return row
+            return row if alone else b"[%b]" % row
     columns = [row_texts(result, i, _STYLE) for i in range(len(result.ran.arrays))]
     if len(set(map(len, columns))) > 1:
         raise InvalidInput("the outputs differ in their number of rows; ask by the Open Inference Protocol")

@@ -50,7 +50,7 @@ _examples = msgspec.json.Decoder(_Examples).decode
 def decode_predict(body: bytes, reader: ValueReader) -> tuple[list[Tensor], str]:
     """Tensors, and the form in which the answer is wanted. Raises InvalidInput, TooLarge."""
     frame: _Predict = decode_frame(body, _predict, 'an object with "instances" or "inputs"')
-    _check_signature(frame.signature_name)
+    check_signature(frame.signature_name)
     if len(frame.instances):
         if len(frame.inputs):
             raise InvalidInput('either "instances" or "inputs" is wanted, both came')
@@ -67,7 +67,8 @@ def encode_predict(result: Result, form: str) -> bytes:
     return b'{"outputs":%b}' % by_output(result, _STYLE)
 
 
-def _check_signature(name: str | None) -> None:
+def check_signature(name: str | None) -> None:
+    """Raises InvalidInput for another than the only one."""
     if name not in (None, "", SIGNATURE):
         raise InvalidInput(f"signature_name: there is {SIGNATURE!r}, {name!r} came")
 
@@ -77,18 +78,21 @@ def _check_signature(name: str | None) -> None:
 
 def decode_examples(body: bytes, reader: ValueReader) -> list[Tensor]:
     """`examples` as rows, what `context` says added to each. Raises InvalidInput, TooLarge."""
-    if len(body) > _MAX_EXAMPLES:
-        raise TooLarge(f"examples: {len(body)} bytes came, at most {_MAX_EXAMPLES} are taken at a time")
+    check_size(len(body))
     frame: _Examples = decode_frame(body, _examples, 'an object with "examples"')
-    _check_signature(frame.signature_name)
+    check_signature(frame.signature_name)
     if not frame.examples:
         raise InvalidInput("examples: at least one is wanted")
     shared = sum(len(name) + len(value) + 8 for name, value in frame.context.items())
-    size = len(body) + shared * len(frame.examples)
-    if size > _MAX_EXAMPLES:
-        raise TooLarge(f"examples: {size} bytes, with the context in each; at most {_MAX_EXAMPLES} are taken at a time")
+    check_size(len(body) + shared * len(frame.examples))
     rows = [{**frame.context, **example} for example in frame.examples]
     return reader.rows(_encode(rows), "examples")
+
+
+def check_size(size: int) -> None:
+    """Of a request's examples, with the context in each. Raises TooLarge."""
+    if size > _MAX_EXAMPLES:
+        raise TooLarge(f"examples: {size} bytes, with the context in each; at most {_MAX_EXAMPLES} are taken at a time")
 
 
 def encode_classify(result: Result) -> bytes:
@@ -96,7 +100,7 @@ def encode_classify(result: Result) -> bytes:
 
     Raises InvalidInput where there is no such output.
     """
-    scores = _only(result.ran.signature, "classify", 2)
+    scores = only(result.ran.signature, "classify", 2)
     if result.ran.signature.outputs[scores].datatype == "BF16":
         raise InvalidInput("classify: BF16 has no JSON form")
     texts = row_texts(result, scores, _STYLE)
@@ -110,12 +114,13 @@ def _pairs(row: bytes) -> bytes:
 
 def encode_regress(result: Result) -> bytes:
     """A number a row, of the only output that has one. Raises InvalidInput where there is no such output."""
-    value = _only(result.ran.signature, "regress", 1)
+    value = only(result.ran.signature, "regress", 1)
     texts = row_texts(result, value, AnswerStyle(single=True))
     return b'{"result":[%b]}' % b",".join(texts)
 
 
-def _only(signature: Signature, verb: str, rank: int) -> int:
+def only(signature: Signature, verb: str, rank: int) -> int:
+    """The output of scores (rank 2), or of one number a row (rank 1). Raises InvalidInput where there is none."""
     found = [i for i, spec in enumerate(signature.outputs) if _suits(spec, rank)]
     if len(found) != 1:
         what = "an output of scores, FP [-1, classes]," if rank == 2 else "an output of one number a row"
@@ -143,7 +148,7 @@ def version_status(version: int, state: str, reason: str) -> dict[str, Any]:
     return {"version": str(version), "state": _STATES.get(state, "END"), "status": error}
 
 
-_TYPES = {
+DTYPES = {
     "BOOL": "DT_BOOL", "UINT8": "DT_UINT8", "UINT16": "DT_UINT16", "UINT32": "DT_UINT32", "UINT64": "DT_UINT64",
     "INT8": "DT_INT8", "INT16": "DT_INT16", "INT32": "DT_INT32", "INT64": "DT_INT64", "FP16": "DT_HALF",
     "FP32": "DT_FLOAT", "FP64": "DT_DOUBLE", "BF16": "DT_BFLOAT16", "BYTES": "DT_STRING",
@@ -166,7 +171,7 @@ def metadata(model: str, version: int, signature: Signature) -> dict[str, Any]:
 def _infos(specs: Sequence[TensorSpec]) -> dict[str, Any]:
     return {
         spec.name: {
-            "dtype": _TYPES[spec.datatype],
+            "dtype": DTYPES[spec.datatype],
             "tensor_shape": {"dim": [{"size": str(d), "name": ""} for d in spec.shape], "unknown_rank": False},
             "name": spec.name,
         }

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from octoserve.core.doors import DOORS, Door
 from octoserve.core.errors import SettingsError
 from octoserve.core.names import is_loopback
 from octoserve.core.observation import Observations, Observed
@@ -74,10 +75,6 @@ SECTIONS = (
     "security",
 )  # fmt: skip
 """Fields that have no one-line form: neither flags nor variables."""
-
-Door = Literal["v1", "mlflow", "predict", "openapi"]
-"""v1: KServe V1 and TensorFlow Serving; mlflow: its scoring server, SageMaker's contract; predict: plain JSON rows;
-openapi: the document of all of them, and a page."""
 
 
 def _split(value: Any) -> Any:
@@ -207,10 +204,13 @@ class ServeSettings(Section):
     """For requests that bring no deadline; unset: what the SLO makes it, else as long as their connection lives."""
     max_batch_bytes: Size = 16 << 20
     """Bytes of inputs that one run may merge."""
-    doors: Annotated[list[Door], BeforeValidator(_doors)] = Field(default_factory=lambda: list(get_args(Door)))
-    """On the HTTP port beside the Open Inference Protocol: v1, mlflow, predict, openapi; unset: all, v2: none."""
+    doors: Annotated[list[Door], BeforeValidator(_doors)] = Field(default_factory=lambda: list(DOORS))
+    """Beside V2: v1, mlflow, predict and openapi over HTTP, tensorflow over gRPC; unset: all, v2: none."""
     default_model: str | None = None
     """The model of paths that name none, /predict and /invocations; unset: the only model there is."""
+    multi_model: Path | None = None
+    """Folder below which SageMaker puts the models of a multi-model container: POST /models loads one, DELETE unloads
+    it, for whoever reaches the HTTP port. Unset: off; `octoserve sagemaker` sets it where it is told to."""
     repository_api: bool | None = None
     """Whether clients may load and unload models through the data doors; unset: only if `host` is loopback."""
 

@@ -42,8 +42,3 @@ def file_of_symbol(symbol: str) -> str | None:
         except KeyError:
             continue
     return None
-
-
-def services() -> list[str]:
-    """Full names of all services."""
-    return sorted(f"{file.package}.{service.name}" for file in files().values() for service in file.service)

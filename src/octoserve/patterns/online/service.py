@@ -149,6 +149,15 @@ class Service:
         """Every version of the repository with its state."""
         return [entry for entry in self.catalog if not only_ready or entry.state == "READY"]
 
+    def versions(self, model: str, version: str = "") -> list[CatalogEntry]:
+        """A model's versions, the newest first, or the one that is named. Raises NotFound for a label without one."""
+        number = 0
+        if version.isdigit():
+            number = int(version)
+        elif version:
+            number = self.dataplane.bind(model, version).handle.ref.version
+        return [entry for entry in self.catalog if entry.model == model and number in (0, entry.version)][::-1]
+
     async def operate(self, action: str, model: str, parameters: dict[str, Any] | None = None, who: str = "") -> None:
         """Load or unload a model, as a client of a data door asks. who: the caller's name, "" where it is not known"""
         if not self._repository_api:
@@ -161,6 +170,10 @@ class Service:
                 raise Unsupported(f"{name!r} is not taken: a version's files and settings lie in the repository")
         if not any(entry.model == model for entry in self.catalog):
             raise NotFound(f"model {model!r} is not in the repository")
+        await self._operations.operate(action, model, who)
+
+    async def change(self, action: str, model: str, who: str = "") -> None:
+        """Load or unload a model by a door that the operator has opened for that alone. who: see `operate`"""
         await self._operations.operate(action, model, who)
 
     def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:

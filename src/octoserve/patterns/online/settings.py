@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from octoserve.core.admission import CacheLimits, Priorities, TenantRules
+from octoserve.core.doors import DOORS
 from octoserve.core.observation import Observations
 from octoserve.core.slo import Slos
 from octoserve.core.trace_context import Tracing
@@ -63,8 +64,16 @@ class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):
         return self.source.replace("{model}", model)
 
 
-DOORS = ("v1", "mlflow", "predict", "openapi")
-"""The HTTP doors beside the Open Inference Protocol's, all of them."""
+class MultiModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A container into which SageMaker loads models; see `ServeSettings.multi_model`.
+
+    folder:  below which it puts them
+    workers: each of which takes memory for a model
+    """
+
+    folder: str
+    repository: str
+    workers: int = 1
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +97,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     repository_api: bool = True
     """Whether clients may load and unload models through the data doors."""
     asynchronous: AsyncRequests | None = None
+    multi_model: MultiModel | None = None
     doors: tuple[str, ...] = DOORS
     default_model: str = ""
     """Of doors whose paths name none; "": the only model."""

@@ -25,6 +25,7 @@ from octoserve.dataplane.endpoint import DataPlane
 from octoserve.dataplane.pair_judge import PairJudge
 from octoserve.lifecycle.manager import Manager
 from octoserve.lifecycle.states import State, VersionReport
+from octoserve.patterns.online.grpc import families
 from octoserve.patterns.online.grpc.call_guard import CallGuard
 from octoserve.patterns.online.grpc.door import GrpcDoor
 from octoserve.patterns.online.grpc.standard import Health, reflection
@@ -152,17 +153,21 @@ class Worker:
     def _doors(self, registry: Registry) -> None:
         limits, access = self._config.limits, self._guard.access if self._guard is not None else None
         cuts = registry.counter("octoserve_cut_total", "Connections and requests that were cut.", ("door", "reason"))
-        http = HttpDoor(self._service, limits, cuts, self._async_door(registry), self._config.doors, access)
+        config = self._config
+        http = HttpDoor(
+            self._service, limits, cuts, self._async_door(registry), config.doors, access, config.multi_model
+        )
         self._http = Http1Server(http, limits, monotonic)
         self._inside: Http1Server | None = None
         """Where the service asks itself, who is nobody's caller."""
         if self._guard is not None:
             self._inside = Http1Server(HttpDoor(self._service, limits, cuts), limits, monotonic)
         refused = self.dataplane.refused
-        calls = CallGuard(access, lambda error: refused("", "grpc", error)) if access is not None else None
-        door, health = GrpcDoor(self._service, calls), Health(self._service, calls)
+        guard = CallGuard(access, lambda error: refused("", "grpc", error)) if access is not None else None
+        door, health = GrpcDoor(self._service, guard), Health(self._service, guard)
+        calls = {**door.unary(), **health.unary(), **families.unary(self._service, config.doors, guard)}
         self._grpc = GrpcServer(
-            {**door.unary(), **health.unary()},
+            calls,
             {**door.stream(), **health.stream(), **reflection(calls)},
             GrpcLimits(
                 max_message_bytes=limits.max_body,

@@ -10,16 +10,18 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from google.protobuf.message import DecodeError
 
-from octoserve.codecs.open_inference_grpc import Request, decode_request, encode_response, field
+from octoserve.codecs.open_inference_grpc import Request, decode_request, encode_response
 from octoserve.codecs.protos import message
+from octoserve.codecs.protos.wire import field
 from octoserve.core.errors import Internal, InvalidInput, NotFound, OctoserveError, Overloaded, Unavailable
+from octoserve.core.tensors import Tensor
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.dataplane.split import ArmRoute
 from octoserve.patterns.online.errors import code_of
@@ -58,19 +60,18 @@ def not_encoded() -> Internal:
     return Internal("the answer could not be encoded; the server's log has the reason")
 
 
-class UnaryInfer(Call):
-    """One ModelInfer; its answer is the reply."""
+class UnaryCall(Call):
+    """A prediction whose answer is the reply to a unary call."""
 
-    door = "grpc"
-
-    def __init__(self, grpc: GrpcCall, request: Request) -> None:
-        self.model = request.model  # not by super(): once a request
-        self.version = request.version
-        self.inputs = request.tensors
-        if request.outputs is not None:
-            self.outputs = request.outputs
+    def __init__(self, grpc: GrpcCall, model: str, version: str, inputs: Sequence[Tensor]) -> None:
+        self.model = model  # not by super(): once a request
+        self.version = version
+        self.inputs = inputs
         self.grpc = grpc
-        self.request = request
+
+    def encode(self) -> bytes:
+        """The reply, once `result` is there. Raises OctoserveError."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its reply is")
 
     def header(self, name: str) -> str | None:
         """See `Call.header`."""
@@ -80,20 +81,11 @@ class UnaryInfer(Call):
         """See `Call.caller`."""
         return "" if self.grpc.caller is None else self.grpc.caller.name
 
-    def parameter(self, name: str) -> object:
-        """See `Call.parameter`."""
-        return self.request.parameter(name)
-
-    def request_id(self) -> str:
-        """See `Call.request_id`."""
-        return self.request.id or super().request_id()
-
     def answered(self) -> None:
         """Reply, or fail."""
         if self.error is None:
-            assert self.result is not None
             try:
-                reply = encode_response(self.result, self.request)
+                reply = self.encode()
                 if self.cache:
                     self.grpc.send(reply)
                     self.grpc.finish(trailers=((CACHE_TRAILER, self.cache),))
@@ -105,6 +97,31 @@ class UnaryInfer(Call):
             except Exception:
                 self.error = not_encoded()
         fail(self.grpc, self.error)
+
+
+class UnaryInfer(UnaryCall):
+    """One ModelInfer."""
+
+    door = "grpc"
+
+    def __init__(self, grpc: GrpcCall, request: Request) -> None:
+        super().__init__(grpc, request.model, request.version, request.tensors)
+        if request.outputs is not None:
+            self.outputs = request.outputs
+        self.request = request
+
+    def parameter(self, name: str) -> object:
+        """See `Call.parameter`."""
+        return self.request.parameter(name)
+
+    def request_id(self) -> str:
+        """See `Call.request_id`."""
+        return self.request.id or super().request_id()
+
+    def encode(self) -> bytes:
+        """A ModelInferResponse."""
+        assert self.result is not None
+        return encode_response(self.result, self.request)
 
 
 class GrpcDoor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from octoserve.codecs.protos import file_of_symbol, files, message, services
+from octoserve.codecs.protos import file_of_symbol, files, message
 from octoserve.patterns.online.grpc.call_guard import CallGuard
 from octoserve.patterns.online.grpc.door import SERVICE
 from octoserve.patterns.online.grpc.transport import GrpcCall, StreamHandler, UnaryHandler
@@ -122,16 +122,20 @@ class _Watch:
             self._timer.cancel()
 
 
-def reflection(guard: CallGuard | None = None) -> dict[str, StreamHandler]:
-    """Path -> handler of both versions of server reflection; with a guard, for callers who are known."""
-    handlers: dict[str, StreamHandler] = {
-        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": _reflect(version)
-        for version in ("v1", "v1alpha")
+def reflection(paths: Iterable[str], guard: CallGuard | None = None) -> dict[str, StreamHandler]:
+    """Path -> handler of both versions of server reflection; with a guard, for callers who are known.
+
+    paths: of what else is served
+    """
+    own = {
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": version for version in ("v1", "v1alpha")
     }
+    served = sorted({path.split("/")[1] for path in (*paths, *own)})
+    handlers: dict[str, StreamHandler] = {path: _reflect(version, served) for path, version in own.items()}
     return handlers if guard is None else {path: guard.stream(handler) for path, handler in handlers.items()}
 
 
-def _reflect(version: str) -> Callable[[GrpcCall], None]:
+def _reflect(version: str, served: Sequence[str]) -> Callable[[GrpcCall], None]:
     request_type = message(f"grpc.reflection.{version}.ServerReflectionRequest")
     response_type = message(f"grpc.reflection.{version}.ServerReflectionResponse")
 
@@ -143,7 +147,7 @@ def _reflect(version: str) -> Callable[[GrpcCall], None]:
                 call.finish(_INVALID, "not a ServerReflectionRequest message")
                 return
             response = response_type(valid_host=request.host, original_request=request)
-            _describe(request, response)
+            _describe(request, response, served)
             call.send(response.SerializeToString())
 
         call.on_message = asked
@@ -152,10 +156,10 @@ def _reflect(version: str) -> Callable[[GrpcCall], None]:
     return handle
 
 
-def _describe(request: Any, response: Any) -> None:
+def _describe(request: Any, response: Any, served: Sequence[str]) -> None:
     asked = request.WhichOneof("message_request")
     if asked == "list_services":
-        for service in services():
+        for service in served:
             response.list_services_response.service.add(name=service)
         return
     name: str | None
@@ -171,4 +175,12 @@ def _describe(request: Any, response: Any) -> None:
         response.error_response.error_code = _NOT_FOUND
         response.error_response.error_message = "not found"
     else:
-        response.file_descriptor_response.file_descriptor_proto.append(files()[name].SerializeToString())
+        response.file_descriptor_response.file_descriptor_proto.extend(
+            files()[each].SerializeToString() for each in _with_imports(name)
+        )
+
+
+def _with_imports(name: str) -> list[str]:
+    """A file behind all that it imports."""
+    imported = [each for dependency in files()[name].dependency for each in _with_imports(dependency)]
+    return list(dict.fromkeys([*imported, name]))

@@ -5,15 +5,15 @@ It translates and decides nothing: predictions go to the data plane, everything 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 from urllib.parse import unquote
 
 import msgspec
 
 from octoserve.codecs.open_inference_json import Request, decode_request, encode_response, raw_request
+from octoserve.core.doors import DOORS
 from octoserve.core.errors import Forbidden, Internal, InvalidInput, NotFound, OctoserveError
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
@@ -24,6 +24,7 @@ from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.patterns.online.http.routes import (
     CACHE_HEADER,
     Answer,
+    Later,
     Route,
     allow,
     get,
@@ -33,7 +34,7 @@ from octoserve.patterns.online.http.routes import (
     seen_by,
 )
 from octoserve.patterns.online.service import ServerMetadata, Service
-from octoserve.patterns.online.settings import DOORS, Limits
+from octoserve.patterns.online.settings import Limits, MultiModel
 from octoserve.patterns.online.traced import handled
 from octoserve.security.access import Access
 from octoserve.security.caller import INFER, MANAGE, SEE
@@ -112,8 +113,8 @@ class HttpCall(Call):
 class Routes(Protocol):
     """What else the port offers below a model."""
 
-    def find(self, head: Head, model: str, rest: list[str]) -> tuple[Handler, Any]:
-        """Handler and binding for this head. Raises OctoserveError."""
+    def find(self, head: Head, model: str, rest: list[str]) -> Route:
+        """The route of a path below a model. Raises OctoserveError."""
         ...
 
 
@@ -128,18 +129,20 @@ class HttpDoor:
         asynchronous: Routes | None = None,
         doors: Collection[str] = DOORS,
         access: Access | None = None,
+        multi_model: MultiModel | None = None,
     ) -> None:
-        """doors: beside V2; see `ServeSettings.doors`. access: who may ask; None for all"""
+        """doors: beside V2; see `ServeSettings.doors`. access: who may ask; None for all. multi_model: where SageMaker
+        puts models, if it does"""
         self._access = access
         self._service = service
         self._dataplane = service.dataplane
         self._cuts = cuts
         self._asynchronous = asynchronous
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._later = Later()
         self._inflater = Inflater(limits.max_body)
         tracer = service.dataplane.tracer
         self._infer: Handler = self._take if tracer is None else handled(tracer, self._take)
-        self._families = Families(service, self._inflater, doors)
+        self._families = Families(service, self._inflater, doors, multi_model)
 
     # --- the Application that a connection asks for ------------------------------------------------------------
 
@@ -291,25 +294,13 @@ class HttpDoor:
             parameters = _json_object(body).get("parameters")
             if parameters is not None and not isinstance(parameters, dict):
                 raise InvalidInput("parameters must be an object")
-            self._later(connection, self._service.operate(action, model, parameters, who))
+            self._later.answer(connection, operate(parameters))
+
+        async def operate(parameters: dict[str, Any] | None) -> bytes:
+            await self._service.operate(action, model, parameters, who)
+            return b""
 
         return handle
-
-    def _later(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
-        async def run() -> None:
-            try:
-                await work
-            except OctoserveError as error:
-                respond_to(connection, error)
-            except Exception:
-                log.exception("an operation failed")
-                respond_to(connection, Internal("the operation failed; the server's log has the reason"))
-            else:
-                connection.respond_json(b"")
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

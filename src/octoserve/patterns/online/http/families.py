@@ -10,6 +10,7 @@ from octoserve.patterns.online.http.coding import Inflater
 from octoserve.patterns.online.http.head import Head
 from octoserve.patterns.online.http.routes import Family, Route
 from octoserve.patterns.online.service import Service
+from octoserve.patterns.online.settings import MultiModel
 
 if TYPE_CHECKING:
     from octoserve.patterns.online.http.body_door import BodyDoor
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 class Families:
     """The other doors of one worker, those of `doors` among them; see `ServeSettings.doors`."""
 
-    def __init__(self, service: Service, inflater: Inflater, doors: Collection[str]) -> None:
+    def __init__(
+        self, service: Service, inflater: Inflater, doors: Collection[str], multi_model: MultiModel | None = None
+    ) -> None:
         self.service = service
+        self._multi_model = multi_model
         self._inflater = inflater
         self.doors = frozenset(doors)
         self._bodies: BodyDoor | None = None
@@ -27,6 +31,8 @@ class Families:
 
     def find(self, head: Head, parts: list[str]) -> Route:
         """The route of a path that is not V2's. Raises NotFound."""
+        if self._multi_model is not None and parts[0] == "models" and len(parts) <= 2:
+            return self._sagemaker(self._multi_model).find(head, parts)
         invoked = len(parts) == 3 and parts[0] == "models" and parts[2] == "invoke"
         found = _FIRST.get("invocations" if invoked else parts[0])
         if found is None:
@@ -38,6 +44,15 @@ class Families:
         if family is None:
             family = self._opened[door] = opening(self)
         return family.find(head, parts)
+
+    def _sagemaker(self, settings: MultiModel) -> Family:
+        family = self._opened.get("sagemaker")
+        if family is None:
+            from octoserve.patterns.online.http.sagemaker_door import SagemakerDoor
+            from octoserve.patterns.online.sagemaker_models import SagemakerModels
+
+            family = self._opened["sagemaker"] = SagemakerDoor(self.service, SagemakerModels(settings))
+        return family
 
     def bodies(self) -> BodyDoor:
         """What the families share."""

@@ -67,7 +67,7 @@ _TENSOR: Document = {
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         "datatype": {"enum": [name for name in DATATYPES if name != "BF16"]},
         "data": {"type": "array", "description": "flat, or nested as the shape"},
-        "parameters": {"type": "object"},
+        "parameters": {"type": ["object", "null"]},
     },
 }
 _SCHEMAS: dict[str, Document] = {
@@ -81,11 +81,11 @@ _SCHEMAS: dict[str, Document] = {
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": "string"},
-            "parameters": {"type": "object"},
+            "id": {"type": ["string", "null"]},
+            "parameters": {"type": ["object", "null"]},
             "inputs": {"type": "array", "items": _TENSOR},
             "outputs": {
-                "type": "array",
+                "type": ["array", "null"],
                 "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
             },
         },
@@ -104,7 +104,7 @@ _SCHEMAS: dict[str, Document] = {
         "type": "object",
         "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
         "properties": {
-            "signature_name": {"enum": ["", "serving_default"]},
+            "signature_name": {"enum": ["", "serving_default", None]},
             "instances": {"type": "array", "description": "rows"},
             "inputs": {"description": "the only input whole, or an object of inputs"},
         },
@@ -128,9 +128,9 @@ _SCHEMAS: dict[str, Document] = {
         "type": ["object", "array"],
         "properties": {
             "dataframe_split": {
-                "type": "object",
+                "type": ["object", "null"],
                 "required": ["data"],
-                "properties": {"columns": {"type": "array"}, "data": {"type": "array"}},
+                "properties": {"columns": {"type": ["array", "null"]}, "data": {"type": "array"}},
             },
             "dataframe_records": {"type": "array", "items": {"type": "object"}},
             "instances": {"type": "array"},

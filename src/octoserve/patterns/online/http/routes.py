@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from octoserve.core.errors import OctoserveError
+from octoserve.core.errors import Internal, OctoserveError
 from octoserve.patterns.online.errors import headers_of, status_of
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.head import Handler, Head
 from octoserve.security.caller import NEVER, SEE
+
+log = logging.getLogger(__name__)
 
 Answer = Callable[[Connection, bytes], None]
 Route = tuple[Handler, Any]
@@ -54,6 +58,30 @@ def open_to_all(head: Head) -> None:
 def seen_by(head: Head) -> Callable[[str], bool]:
     """Whether a model is shown to who asks."""
     return head.caller.sees if head.caller is not None else lambda model: True
+
+
+class Later:
+    """Answers that take longer than a look: of operations on models."""
+
+    def __init__(self, refuse: Callable[[Connection, OctoserveError], None] = respond_to) -> None:
+        self._refuse = refuse
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def answer(self, connection: Connection, work: Coroutine[Any, Any, bytes]) -> None:
+        """A JSON document when `work` has ended, or its error."""
+
+        async def run() -> None:
+            try:
+                connection.respond_json(await work)
+            except OctoserveError as error:
+                self._refuse(connection, error)
+            except Exception:
+                log.exception("an operation failed")
+                self._refuse(connection, Internal("the operation failed; the server's log has the reason"))
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def method(head: Head, *allowed: str) -> Handler:

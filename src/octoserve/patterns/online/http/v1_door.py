@@ -135,17 +135,11 @@ class V1Door:
 
     def _status(self, connection: Connection, model: str, version: str) -> None:
         ready = self._service.model_ready(model, version)
-        number = 0
-        if version:
-            number = (
-                int(version) if version.isdigit() else self._service.dataplane.bind(model, version).handle.ref.version
-            )
         entries = [
             codec.version_status(entry.version, entry.state, entry.reason)
-            for entry in self._service.catalog
-            if entry.model == model and number in (0, entry.version)
+            for entry in self._service.versions(model, version)
         ]
-        body: dict[str, Any] = {"name": model, "ready": ready, "model_version_status": entries[::-1]}
+        body: dict[str, Any] = {"name": model, "ready": ready, "model_version_status": entries}
         connection.respond(200 if ready else 503, _encode(body))
 
     def _metadata(self, model: str, version: str) -> bytes:

@@ -34,7 +34,7 @@ from octoserve.core.errors import OctoserveError, SettingsError, Unavailable
 from octoserve.core.names import is_loopback
 from octoserve.patterns.online.link.messages import Drain, Hello, Missed, Operation, OperationReply, ToSupervisor
 from octoserve.patterns.online.link.unix_socket import frame, inside_path, listen, messages, peer_of
-from octoserve.patterns.online.settings import Admission, Limits, WorkerConfig
+from octoserve.patterns.online.settings import Admission, Limits, MultiModel, WorkerConfig
 from octoserve.patterns.online.supervisor.consumers import Consumers, NoConsumers, async_requests
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
@@ -265,6 +265,7 @@ class Supervisor:
             default_model=settings.default_model or "",
             asynchronous=async_requests(settings),
             security=self.security.told,
+            multi_model=multi_model(settings),
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
@@ -531,6 +532,13 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     promised = deadlines_of(settings), settings.slos(), settings.observations(), shares, caches_of(settings)
     fixed = (__version__, told, ports, threads, batching, *promised)
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
+
+
+def multi_model(settings: ServeSettings) -> MultiModel | None:
+    """Where SageMaker puts models, if it does."""
+    if settings.multi_model is None:
+        return None
+    return MultiModel(folder=str(settings.multi_model), repository=str(settings.repository), workers=settings.workers)
 
 
 def caches_of(settings: ServeSettings) -> dict[str, CacheLimits]:
