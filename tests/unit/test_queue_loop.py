@@ -396,3 +396,21 @@ def test_whatever_fails_everything_ends_in_exactly_one_place(kinds: list[str], s
     assert stored == {f"m{i}" for i, kind in enumerate(kinds) if kind == "well"}
     assert buried == {f"m{i}" for i, kind in enumerate(kinds) if kind == "never"}
     assert retried == {f"m{i}" for i, kind in enumerate(kinds) if kind == "moment"}
+
+
+def test_what_messages_need_is_waited_for_before_they_are_tried(tmp_path):
+    bench = Bench(tmp_path, some(3))
+    troubles: list[Exception] = [Unavailable("the registry is away")] * 3
+    seen: list[int] = []
+
+    def ready(messages: Sequence[Message]) -> None:
+        seen.append(len(messages))
+        if troubles:
+            assert bench.ledger.suspects([m.position for m in messages]) == {}
+            raise troubles.pop()
+
+    bench.loop._work = bench.loop._work._replace(ready=ready)
+    bench.begun().step()
+    assert seen == [3] * 4
+    assert bench.source.held == pytest.approx(1 + 2 + 4)
+    assert bench.outcomes() == {"stored": 3}

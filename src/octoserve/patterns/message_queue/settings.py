@@ -12,6 +12,10 @@ from octoserve.routing.plan import RoutePlan
 
 REQUESTS = "requests"
 """The payload of which each message is a whole request."""
+RECORDS = ("avro", "protobuf")
+"""Payloads that are read by schemas of a registry."""
+ROWS = ("json", *RECORDS)
+"""Payloads that are rows by feature name."""
 
 
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +32,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     sink: str
     payload: str = "json"
+    schema_registry: str = ""
     columns: tuple[str, ...] = ()
     missing: str = ""
     batch_rows: int = 1024
