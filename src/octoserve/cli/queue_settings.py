@@ -69,6 +69,7 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
         retry_delay=queue.retry_delay,
         until_idle=queue.until_idle,
         redeliver_after=queue.redeliver_after,
+        freshness=queue.slo.freshness if queue.slo is not None else None,
         state_dir=str(queue.state_dir),
         trust=tuple(checked.trust) or None,
         tracing=tracing,

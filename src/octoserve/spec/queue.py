@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from octoserve.spec.batch import Version, Words
+from octoserve.spec.slo import QueueSloSection
 from octoserve.spec.values import Duration, Port, Rows, Section, Size
 
 
@@ -62,6 +63,8 @@ class QueueSection(Section):
     """After which messages of a process that is gone come to another, where the broker gives them out one by one."""
     until_idle: Duration | None = None
     """End when nothing came for so long and nothing is left, retries included; unset: run until stopped."""
+    slo: QueueSloSection | None = None
+    """What the queue promises, such as {freshness: 60s}. See docs/slo.md#freshness-of-a-queue."""
     metrics_port: Port | None = None
     """Serve Prometheus metrics on this port; 0 picks a free one."""
     state_dir: Path = Path(".octoserve")

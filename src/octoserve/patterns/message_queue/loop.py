@@ -37,7 +37,7 @@ from octoserve.patterns.message_queue import scoring
 from octoserve.patterns.message_queue.ledger import Attempts, Ledger
 from octoserve.patterns.message_queue.outcome import Failed, Fate, Policy, letter
 from octoserve.patterns.message_queue.pace import Pace
-from octoserve.patterns.message_queue.statistics import DEAD, RETRIED, Statistics
+from octoserve.patterns.message_queue.statistics import RETRIED, Statistics
 from octoserve.patterns.message_queue.traced import Traced
 
 log = logging.getLogger(__name__)
@@ -324,7 +324,7 @@ class Loop:
             letters = [letter(each, self._source.name, now) for each in buried]
             self._insist("the store of answers", lambda: self._work.give_up(letters))
             self._insist("the dead-letter queue", lambda: self._source.bury(letters))
-            self._statistics.outcomes[DEAD].add(len(buried))
+            self._statistics.dead(len(buried), sum(each.unfit for each in buried))
             self._beat(True)  # rare, and somebody is woken by it: it is not to be lost with us
             for each in buried:
                 last = each.attempts.history[-1].error if each.attempts.history else "tried often enough"

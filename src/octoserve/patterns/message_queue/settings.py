@@ -43,6 +43,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     retry_delay: float = 1.0
     until_idle: float | None = None
     redeliver_after: float = 10.0
+    freshness: float | None = None
+    """Seconds from publication to result that are promised."""
     state_dir: str = ".octoserve"
     trust: tuple[str, ...] | None = None
     """What the repository's versions may bring beyond data; None: what OCTOSERVE_TRUST says."""

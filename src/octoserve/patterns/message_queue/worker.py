@@ -241,7 +241,7 @@ def make_loop(
 
     if follows:
         link.hear, link.followed = crew.hear, crew.followed
-    statistics = Statistics(registry, settings.model, time.time)
+    statistics = Statistics(registry, settings.model, time.time, settings.freshness)
     runs = link.runs if follows else lambda role: None
     routed = crew.routed(lambda: deadline(settings.run_timeout), statistics.failed_by, runs)
     work = Work(
