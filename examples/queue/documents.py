@@ -1,15 +1,13 @@
 """Real documents for the `content_type` model, which is Magika's: a folder's files as messages, results as names.
 
 python examples/queue/documents.py FOLDER               one JSON line a file
-python examples/queue/documents.py --results FILE.db    path and content type of each, from the table `found`
+python examples/queue/documents.py --results FOLDER     path and content type of each, of results in Parquet
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
-from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
@@ -17,14 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 from content_type import labels, tokens
 
 
-def main(folder: str, database: str = "") -> None:
+def main(folder: str, results: str = "") -> None:
     """Print one or the other."""
     if folder == "--results":
+        import pyarrow.parquet as pq
+
         names = labels()
-        with closing(sqlite3.connect(database)) as db:
-            for path, scores in db.execute("select message_id, target_label from found order by message_id"):
-                row = json.loads(scores)
-                print(path, names[row.index(max(row))])
+        rows = [row for file in Path(results).rglob("*.parquet") for row in pq.ParquetFile(file).read().to_pylist()]
+        for row in sorted(rows, key=lambda row: row["message_id"]):
+            scores = row["target_label"]
+            print(row["message_id"], names[scores.index(max(scores))])
         return
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file():
