@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from octoserve.connectors.queues.address import Address
     from octoserve.connectors.queues.answers import SqlAnswers
+    from octoserve.connectors.queues.protocol import Publisher
     from octoserve.control.rollout.values import Course
     from octoserve.core.trace_context import Tracing
     from octoserve.in_process import Endpoint
@@ -121,8 +122,10 @@ def consumers(settings: ServeSettings) -> Consumers | None:
         return None
     import contextlib
 
+    from octoserve.connectors.queues.answer_topic import AnswerTopic
+    from octoserve.connectors.queues.answers import TOPIC, Answer
     from octoserve.connectors.queues.callback import tell
-    from octoserve.core.errors import Unavailable
+    from octoserve.core.errors import SettingsError, Unavailable
     from octoserve.patterns.message_queue.consumers import Consumers
     from octoserve.patterns.message_queue.keeper import Keeper
     from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings
@@ -148,16 +151,30 @@ def consumers(settings: ServeSettings) -> Consumers | None:
         )
 
     way = async_way(requests)
+    topic = None
+    if requests.results:
+        if requests.results in map(requests.source_of, requests.models):
+            raise SettingsError("async.results: another topic than async.source is wanted: answers are no requests")
+        topic = AnswerTopic(results := publisher_at(requests.results, "async.results", requests.state_dir))
+        results.check()
     for publisher in way.publishers.values():
         publisher.check()
     with contextlib.suppress(Unavailable):  # it may come later; what cannot be used is said now
         way.store.prepare()
+
+    def told(answer: Answer) -> bool:
+        return topic.tell(answer) if topic is not None and answer.callback == TOPIC else tell(answer)
+
+    keeper = Keeper(
+        way.store, section.keep, told if requests.callbacks or topic is not None else None,
+        ended=topic.close if topic is not None else lambda: None,
+    )  # fmt: skip
     return Consumers(
         requests.models,
         settings_of,
         section.workers,
         spawn_queue_worker,
-        Keeper(way.store, section.keep, tell if requests.callbacks else None),
+        keeper,
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
@@ -166,26 +183,33 @@ def consumers(settings: ServeSettings) -> Consumers | None:
 def async_way(requests: AsyncRequests) -> Way:
     """Where asynchronous requests go, and their answers come from. Connects to nothing yet. Raises SettingsError."""
     from octoserve.connectors.queues.address import parse
-    from octoserve.connectors.queues.kafka_publisher import KafkaPublisher
-    from octoserve.connectors.queues.nats_publisher import NatsPublisher
-    from octoserve.connectors.queues.nats_wire import where_of
-    from octoserve.connectors.queues.protocol import Publisher
     from octoserve.core.errors import SettingsError
     from octoserve.patterns.online.http.async_door import Way
 
     def publisher(model: str) -> Publisher:
-        address = parse(requests.source_of(model), "async.source")
-        if address.scheme == "kafka":
-            return KafkaPublisher(address)
-        if address.scheme not in ("embedded", "nats"):
-            raise SettingsError(f"async.source: unknown kind {address.scheme!r}; known: embedded, nats, kafka")
-        return NatsPublisher(where_of(address, Path(requests.state_dir)))
+        return publisher_at(requests.source_of(model), "async.source", requests.state_dir)
 
     address = parse(requests.store, "async.store")
     known = queue_kinds(requests.state_dir).answers
     if address.scheme not in known:
         raise SettingsError(f"async.store: unknown kind {address.scheme!r}; known: {', '.join(known)}")
     return Way({model: publisher(model) for model in requests.models}, known[address.scheme](address))
+
+
+def publisher_at(text: str, setting: str, state_dir: str) -> Publisher:
+    """Who puts messages into the queue at this address. Connects to nothing yet. Raises SettingsError."""
+    from octoserve.connectors.queues.address import parse
+    from octoserve.connectors.queues.kafka_publisher import KafkaPublisher
+    from octoserve.connectors.queues.nats_publisher import NatsPublisher
+    from octoserve.connectors.queues.nats_wire import where_of
+    from octoserve.core.errors import SettingsError
+
+    address = parse(text, setting)
+    if address.scheme == "kafka":
+        return KafkaPublisher(address)
+    if address.scheme not in ("embedded", "nats"):
+        raise SettingsError(f"{setting}: unknown kind {address.scheme!r}; known: embedded, nats, kafka")
+    return NatsPublisher(where_of(address, Path(state_dir)), setting=setting)
 
 
 def batch_tools(*, trust: Sequence[str] | None = None, **others: Any) -> Tools:

@@ -100,7 +100,7 @@ def test_workers_that_share_a_queue_are_killed_again_and_again(
     sent(state_dir, given, source)
     sink = f"sqlite:///{tmp_path}/x.db?table=t" if kind == "sqlite" else f"{request.getfixturevalue('server')}?table=t"
     settings = settings_of(
-        repository, state_dir, sink, source=source, batch_rows=20, redeliver_after=1.5, max_attempts=20
+        repository, state_dir, sink, source=source, batch_rows=scale(20, 100), redeliver_after=1.5, max_attempts=20
     )
     trouble = Trouble("store", AFTER, 7, scale(4, 60), str(tmp_path / "deaths"))
     run(settings, trouble, workers=2)

@@ -283,6 +283,33 @@ def test_a_jobs_name_reaches_rules_and_dashboard() -> None:
     assert 'job="octoserve"' not in text.replace("\\", "")
 
 
+def test_a_queue_that_breaks_its_promise_or_stands_still_pages(tmp_path: Path) -> None:
+    (tmp_path / "octoserve.yaml").write_text(
+        "repository: models\nqueue: {model: fraud, slo: {freshness: 60s}, metrics_port: 9100}\n"
+    )
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        run(["deploy", "monitoring", "--spec", str(tmp_path / "octoserve.yaml"), "--out", str(out)])
+    assert ended.value.code == 0
+    promtool("check", "rules", RULES, folder=out)
+    config = yaml.safe_load((out / SCRAPE).read_text())
+    assert config["scrape_configs"][0]["static_configs"] == [{"targets": ["127.0.0.1:9100"]}]
+    oldest = 'octoserve_queue_oldest_seconds{job="octoserve",instance="a",partition="%s"}'
+    series = {
+        counter("good", "fraud", "freshness"): "0+1000x120 120000x60",
+        counter("bad", "fraud", "freshness"): "0x120 0+1000x60",
+        counter("bad", "fraud", "latency"): "0+1000x180",
+        oldest % "0": "1x180",
+        oldest % "1": "1x130 61+60x50",
+    }
+    fast, slow, ticket = (
+        burns(speed, severity, "fraud/freshness")
+        for speed, severity in (("Fast", "page"), ("Slow", "page"), ("Creeping", "ticket"))
+    )
+    stale = ("OctoserveQueueStale", "page", "fraud/freshness", "fraud")
+    firing(out, series, {"119m": set(), "132m": {fast, slow, ticket}, "138m": {fast, slow, ticket, stale}})
+
+
 # What cannot be rendered
 
 
@@ -292,6 +319,10 @@ def test_without_a_promise_there_is_nothing_to_render(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(SettingsError, match="settings file with `slo`"):
         run(["deploy", "monitoring", "--out", str(tmp_path / "out")])
+    for text, why in (("", "queue.model: wanted"), ("model: m, ", "queue.metrics_port: wanted")):
+        (tmp_path / "queue.yaml").write_text(f"queue: {{{text}slo: {{freshness: 1s}}}}\n")
+        with pytest.raises(SettingsError, match=why):
+            run(["deploy", "monitoring", "--spec", str(tmp_path / "queue.yaml"), "--out", str(tmp_path / "out")])
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="cannot write into"):
         render(Monitoring(slos=Slos(default=Slo(latency=0.1))), tmp_path / "file")

@@ -77,7 +77,7 @@ def service(models: Path, tmp_path_factory: pytest.TempPathFactory, hook: Hook) 
     publish(repository, "m", 1, versioned_model(1))
     publish(repository, "flawed", 1, flawed_model(1, above=100.0))
     shutil.copytree(models / "penguins", repository / "penguins")
-    path = spec(folder, models=["m", "flawed", "penguins"], callbacks=[f"{hook.url}/hooks/"])
+    path = spec(folder, models=["m", "flawed", "penguins"], callbacks=[f"{hook.url}/hooks/"], results="embedded:told")
     with serving(repository, folder / "service", spec=path, settle="100ms", patience=LIMIT) as made:
         yield made
     assert not broker_runs(folder / "service" / "state"), "who leaves last stops the broker"
@@ -179,6 +179,19 @@ def test_consumers_that_are_killed_lose_and_double_nothing(service: Served):
         [(found,)] = db.execute("select count(*) from answers where message_id like 'm/k-%'").fetchall()
     assert found == len(ids)
     assert service.total("octoserve_async_requests_total", model="m", outcome="accepted") >= len(ids)
+
+
+def test_the_topic_of_results_is_told_of_every_end(service: Served):
+    def told() -> dict[str, Any]:
+        lines = queue(service, "tail", "embedded:told", "-n", "1000", "--json").splitlines()
+        messages = [json.loads(line) for line in lines]
+        return {each["headers"]["octoserve-message-id"]: json.loads(each["payload"]) for each in messages}
+
+    assert ask(service, "m", rows(1.0, id="t-good")).status == 202
+    assert ask(service, "flawed", rows(200.0, id="t-bad")).status == 202
+    until(lambda: {"m/t-good", "flawed/t-bad"} <= told().keys(), LIMIT, "the topic to be told")
+    assert told()["m/t-good"] == poll(service, "m", "t-good")
+    assert told()["flawed/t-bad"] == poll(service, "flawed", "t-bad")
 
 
 def test_a_dead_letter_is_shown_as_failed_and_a_better_version_answers_its_replay(service: Served, hook: Hook):

@@ -104,7 +104,7 @@ class Kafka:
         return subprocess.Popen(
             ["java", *_JAVA, "-cp", f"{self._jars}/*", *command],
             cwd=self._folder, stdout=(self._folder / "said").open("ab"), stderr=subprocess.STDOUT,
-            preexec_fn=_ends_with_us if sys.platform == "linux" else None,
+            preexec_fn=ends_with_us if sys.platform == "linux" else None,
         )  # fmt: skip
 
     def _said(self) -> str:
@@ -141,7 +141,7 @@ class Kafka:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _ends_with_us() -> None:
+def ends_with_us() -> None:
     """The broker is killed with the test run, however that ends: prctl(PR_SET_PDEATHSIG, SIGKILL)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 

@@ -396,3 +396,42 @@ def test_whatever_fails_everything_ends_in_exactly_one_place(kinds: list[str], s
     assert stored == {f"m{i}" for i, kind in enumerate(kinds) if kind == "well"}
     assert buried == {f"m{i}" for i, kind in enumerate(kinds) if kind == "never"}
     assert retried == {f"m{i}" for i, kind in enumerate(kinds) if kind == "moment"}
+
+
+def test_what_messages_need_is_waited_for_before_they_are_tried(tmp_path):
+    bench = Bench(tmp_path, some(3))
+    troubles: list[Exception] = [Unavailable("the registry is away")] * 3
+    seen: list[int] = []
+
+    def ready(messages: Sequence[Message]) -> None:
+        seen.append(len(messages))
+        if troubles:
+            assert bench.ledger.suspects([m.position for m in messages]) == {}
+            raise troubles.pop()
+
+    bench.loop._work = bench.loop._work._replace(ready=ready)
+    bench.begun().step()
+    assert seen == [3] * 4
+    assert bench.source.held == pytest.approx(1 + 2 + 4)
+    assert bench.outcomes() == {"stored": 3}
+
+
+def test_a_promise_of_freshness_is_counted(tmp_path):
+    given = [message(i, id=f"m{i}", published=2e9 - age) for i, age in enumerate((0.5, 60, 61, 0.5, 0.5))]
+    bench = Bench(tmp_path, given)
+    bench.statistics = Statistics(bench.registry, "m", bench.wall, freshness=60.0)
+    bench.loop = bench.another("b")
+    bench.scorer.poison = {3.0: RuntimeError("broken"), 4.0: InvalidInput("never")}
+    bench.begun().step()
+    for _ in range(2):
+        bench.again([given[3]])
+        bench.loop.step()
+    counts = {
+        family.name: {sample.labels: sample.total for sample in family.samples}
+        for family in bench.registry.families()
+        if family.name.startswith("octoserve_slo_")
+    }
+    assert counts == {
+        "octoserve_slo_good_total": {("m", "freshness"): 2},
+        "octoserve_slo_bad_total": {("m", "freshness"): 2},  # the late one, and the one that was given up
+    }

@@ -1,14 +1,16 @@
-"""`octoserve deploy emr | monitoring`: files for other systems, rendered and not sent. A module each beside this."""
+"""`octoserve deploy emr | keda | monitoring`: files for other systems, rendered and not sent. A module each."""
 
 from __future__ import annotations
 
 import typer
 
 from octoserve.cli.deploy_emr import emr
+from octoserve.cli.deploy_keda import keda
 from octoserve.cli.deploy_monitoring import monitoring
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(emr)
+app.command()(keda)
 app.command()(monitoring)
 
 

@@ -31,8 +31,19 @@ def monitoring(
     if not job.strip():
         raise SettingsError("job: a name is wanted, an empty one came; leave --job out for octoserve")
     settings = settings_file.load({"repository": "."}, environ={}, spec=spec)
-    targets = tuple(target or [f"127.0.0.1:{settings.admin_port}"])
-    wanted = Monitoring(slos=settings.slos(), observations=settings.observations(), job=job, targets=targets)
+    here = [settings.admin_port] if settings.slos().any() or settings.observations().any() else []
+    queue = None
+    if settings.queue.slo is not None:
+        if not settings.queue.model:
+            raise SettingsError("queue.model: wanted, since queue.slo promises something of it; none is in the spec")
+        queue = settings.queue.model, settings.queue.slo.promise()
+        here += [settings.queue.metrics_port] if settings.queue.metrics_port else []
+    if queue is not None and not (target or here):
+        raise SettingsError("queue.metrics_port: wanted, or --target host:port: where Prometheus finds the queue's run")
+    targets = tuple(target or [f"127.0.0.1:{port}" for port in here])
+    wanted = Monitoring(
+        slos=settings.slos(), queue=queue, observations=settings.observations(), job=job, targets=targets
+    )
     for path in render(wanted, out):
         print(path)
     print(f"next: {out / 'README.md'}")

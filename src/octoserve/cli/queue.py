@@ -58,7 +58,10 @@ def run(
             help="'sqlite:///x.db?table=t', 'postgresql://...?table=t', a stream or topic, parquet, a webhook."
         ),
     ] = None,
-    payload: Annotated[Text, typer.Option(help="json, open-inference, raw or requests.", show_default="json")] = None,
+    payload: Annotated[
+        Text, typer.Option(help="json, avro, protobuf, open-inference, raw or requests.", show_default="json")
+    ] = None,
+    schema_registry: Annotated[Text, typer.Option(help="Of avro and protobuf: http://host:8081.")] = None,
     columns: Annotated[Text, typer.Option(help="The fields of the model's only input, in order.")] = None,
     missing: Annotated[Text, typer.Option(help="A missing number: refuse (a dead letter), or nan.")] = None,
     workers: Annotated[Text, typer.Option(help="Processes that share the messages.", show_default="1")] = None,
@@ -111,14 +114,24 @@ def run(
 def send(
     source: Source,
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, one message each; - for standard input.")],
+    schema: Annotated[
+        Path | None, typer.Option(help="Send records of this schema instead: a .avsc or a .proto.")
+    ] = None,
+    schema_registry: Annotated[Text, typer.Option(help="Where it is registered: http://host:8081.")] = None,
+    subject: Annotated[Text, typer.Option(help="Under which name.", show_default="TOPIC-value")] = None,
     state_dir: StateDir = STATE_DIR,
     as_json: Json = False,
 ) -> None:
     """Send a file's lines as messages. When it returns, the broker has all of them on disk."""
     from octoserve.cli.queue_screen import Sending, without_secrets
 
+    lines = _lines(file)
+    if schema is not None or schema_registry or subject:
+        from octoserve.cli.queue_records import records_of
+
+        lines = records_of(lines, source, schema, schema_registry, subject)
     with closing(_tools(source, state_dir)) as tools, Sending(quiet=as_json) as shown:
-        count = tools.send(_lines(file), shown.sent)
+        count = tools.send(lines, shown.sent)
     if as_json:
         print(json.dumps({"sent": count}))
     else:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) -> tuple[QueueSection, QueueSettings]:
     """Flags over the spec's section. Flags whose value is None were not given. Raises SettingsError."""
     from octoserve import spec as settings
-    from octoserve.patterns.message_queue.settings import QueueSettings
+    from octoserve.patterns.message_queue.settings import RECORDS, QueueSettings
 
     values: dict[str, Any] = settings.read(Path(spec)) if spec else {}
     if repository is not None:
@@ -36,6 +36,14 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
     for name, value in (("model", queue.model), ("source", queue.source), ("sink", queue.sink)):
         if not value:
             raise SettingsError(f"{name}: wanted, none was given; pass --{name}, or write it under queue: in the spec")
+    records = queue.payload in RECORDS
+    if records and not queue.schema_registry:
+        raise SettingsError(
+            f"schema_registry: wanted for a payload of {queue.payload}, none was given; pass --schema-registry "
+            "http://host:8081"
+        )
+    if queue.schema_registry and not records:
+        raise SettingsError(f"schema_registry: for payloads of {' or '.join(RECORDS)}; this one is {queue.payload}")
     version, plan = who_answers(queue)
     tracing = checked.spans()
     if tracing is not None:
@@ -50,6 +58,7 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
         source=queue.source or "",
         sink=queue.sink or "",
         payload=queue.payload,
+        schema_registry=queue.schema_registry or "",
         columns=tuple(queue.columns),
         missing=queue.missing or "",
         batch_rows=queue.batch_rows,
@@ -60,6 +69,7 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
         retry_delay=queue.retry_delay,
         until_idle=queue.until_idle,
         redeliver_after=queue.redeliver_after,
+        freshness=queue.slo.freshness if queue.slo is not None else None,
         state_dir=str(queue.state_dir),
         trust=tuple(checked.trust) or None,
         tracing=tracing,

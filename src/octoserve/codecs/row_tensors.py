@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -207,6 +207,15 @@ def _type(spec: TensorSpec, whole: bool) -> Any:
     if not whole or inner in ((), (1,)):
         return element
     return lists_of(element, len(inner))
+
+
+def text_depth(type_: Any) -> int | None:
+    """How deep in lists a field of this type holds text; None where it holds something else."""
+    depth = 0
+    while inner := get_args(type_):
+        (type_,) = inner
+        depth += 1
+    return depth if type_ is str else None
 
 
 def lists_of(kind: Any, depth: int) -> Any:

@@ -1,4 +1,5 @@
-"""What an endpoint promises: how fast, how surely, over how long; and how fast it may break that before it matters.
+"""What an endpoint or a queue promises: how fast, how surely, over how long; and how fast it may break that before it
+matters.
 
 The look-back windows, the shares of a budget and the two windows an alert are those of "The Site Reliability Workbook",
 chapter 5, "Multiwindow, Multi-Burn-Rate Alerts", which has them for 30 days.
@@ -13,7 +14,7 @@ QUANTILE = 0.99
 """Share of answers that a latency objective is about."""
 DEADLINE_FACTOR = 2.0
 """Default deadline of an endpoint, in latency targets; see docs/slo.md#the-deadline."""
-LATENCY, AVAILABILITY = "latency", "availability"
+LATENCY, AVAILABILITY, FRESHNESS = "latency", "availability", "freshness"
 GOOD, BAD = "octoserve_slo_good_total", "octoserve_slo_bad_total"
 """Metrics."""
 WINDOWS = {"5m": 300.0, "30m": 1800.0, "1h": 3600.0, "6h": 21600.0, "3d": 259200.0}
@@ -21,12 +22,14 @@ WINDOWS = {"5m": 300.0, "30m": 1800.0, "1h": 3600.0, "6h": 21600.0, "3d": 259200
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
-    """One endpoint's promise; an objective that is None is not made. Times in seconds."""
+    """The promise of an endpoint or a queue; an objective that is None is not made. Times in seconds."""
 
     latency: float | None = None
     """99 % of the answers take no longer."""
     availability: float | None = None
     """Share of the requests that are answered, of those that could be."""
+    freshness: float | None = None
+    """Of a queue: 99 % of the messages have their result so soon after their publication."""
     window: float = 30 * DAY
 
     def objectives(self) -> dict[str, float]:
@@ -36,6 +39,8 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
             made[LATENCY] = QUANTILE
         if self.availability is not None:
             made[AVAILABILITY] = self.availability
+        if self.freshness is not None:
+            made[FRESHNESS] = QUANTILE
         return made
 
     def deadline(self) -> float | None:

@@ -17,7 +17,7 @@ import msgspec
 
 from octoserve.core.errors import SettingsError
 from octoserve.core.observation import Observations
-from octoserve.core.slo import DAY, WINDOWS, BurnAlert, Slo, Slos, alerts
+from octoserve.core.slo import DAY, FRESHNESS, LATENCY, WINDOWS, BurnAlert, Slo, Slos, alerts
 from octoserve.deploy.dashboard import dashboard
 
 RULES, SCRAPE, DASHBOARD, README = "octoserve-rules.yml", "prometheus.yml", "octoserve-dashboard.json", "README.md"
@@ -26,10 +26,12 @@ _DOCS = "docs/slo.md"
 
 
 class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
-    """job: the label that Prometheus gives to what it scrapes; targets: host:port of each replica's admin port."""
+    """job: the label that Prometheus gives to what it scrapes; targets: host:port of each replica's admin port, and of
+    the metrics of the queue's runs; queue: whose model scores a queue, and what that promises."""
 
     slos: Slos = Slos()
     observations: Observations = Observations()
+    queue: tuple[str, Slo] | None = None
     job: str = "octoserve"
     targets: tuple[str, ...] = ("127.0.0.1:8082",)
 
@@ -38,7 +40,7 @@ def render(wanted: Monitoring, out: Path) -> list[Path]:
     """Write the files; their paths. Raises SettingsError where nothing is promised, or nothing can be written."""
     import yaml
 
-    if not wanted.slos.any() and not wanted.observations.any():
+    if not wanted.slos.any() and not wanted.observations.any() and wanted.queue is None:
         raise SettingsError(
             "slo: a promise is wanted, none is made; write for example "
             "`slo: {latency_p99: 100ms, availability: 99.9%}`, or `drift: true`, into the spec and name it with --spec"
@@ -46,7 +48,7 @@ def render(wanted: Monitoring, out: Path) -> list[Path]:
     texts = {
         RULES: yaml.safe_dump(rules(wanted), sort_keys=False, allow_unicode=True, width=1000),
         SCRAPE: yaml.safe_dump(_scrape(wanted), sort_keys=False, width=1000),
-        DASHBOARD: json.dumps(dashboard(wanted.job, _windows(wanted.slos)), indent=1) + "\n",
+        DASHBOARD: json.dumps(dashboard(wanted.job, _windows(wanted)), indent=1) + "\n",
         README: _readme(wanted),
     }
     try:
@@ -61,12 +63,17 @@ def render(wanted: Monitoring, out: Path) -> list[Path]:
 def rules(wanted: Monitoring) -> dict[str, Any]:
     """The rules file."""
     scopes = list(_scopes(wanted.slos))
+    service = _service(wanted.job)
+    if wanted.queue is not None:
+        model, slo = wanted.queue
+        scopes.append((model, f'model="{_quoted(model)}"', slo))
+        service.append(_stale(model, slo, wanted.job))
     burning = [_alert(whose, where, slo, *alert) for whose, where, slo in scopes for alert in _alerts_of(slo)]
     return {
         "groups": [
             {"name": "octoserve-slo-shares", "interval": "30s", "rules": [_share(w, wanted.job) for w in WINDOWS]},
             {"name": "octoserve-slo", "interval": "30s", "rules": burning},
-            {"name": "octoserve-service", "interval": "30s", "rules": _service(wanted.job)},
+            {"name": "octoserve-service", "interval": "30s", "rules": service},
             {"name": "octoserve-drift", "interval": "30s", "rules": list(_observed(wanted))},
         ]
     }
@@ -115,9 +122,12 @@ def _alert(whose: str, where: str, slo: Slo, objective: str, target: float, aler
     long, short = (f"{recorded(window)}{matched} > {limit}" for window in (alert.long, alert.short))
     days = f"{slo.window / DAY:g} days"
     gone = f"{slo.window / DAY / alert.factor:.2g} days"
-    promised = (
-        f"99 % of the answers within {slo.latency:g} s" if objective == "latency" else f"{target * 100:.6g} % answered"
-    )
+    what = "messages" if objective == FRESHNESS else "requests"
+    promised = f"{target * 100:.6g} % answered"
+    if objective == LATENCY:
+        promised = f"99 % of the answers within {slo.latency:g} s"
+    elif objective == FRESHNESS:
+        promised = f"99 % of the messages scored within {slo.freshness:g} s of their publication"
     return {
         "alert": f"OctoserveBudgetBurns{alert.name.title()}",
         "expr": f"{long} and {short}",
@@ -126,7 +136,7 @@ def _alert(whose: str, where: str, slo: Slo, objective: str, target: float, aler
             "summary": f"{{{{ $labels.model }}}}: at this rate the {objective} budget of {days} is gone in {gone}",
             "description": (
                 f"Promised over {days}: {promised}. In the last {alert.long} {{{{ $value | humanizePercentage }}}} of "
-                f"the requests were bad, and in the last {alert.short} more than {alert.factor:g} times what may be."
+                f"the {what} were bad, and in the last {alert.short} more than {alert.factor:g} times what may be."
             ),
             "runbook": _DOCS,
         },
@@ -157,6 +167,20 @@ def _service(job: str) -> list[dict[str, Any]]:
             "annotations": {"summary": "{{ $labels.instance }} has replaced several workers within 15 minutes"},
         },
     ]
+
+
+def _stale(model: str, slo: Slo, job: str) -> dict[str, Any]:
+    """A queue that nobody works on counts nothing: its oldest message tells."""
+    return {
+        "alert": "OctoserveQueueStale",
+        "expr": f'max by (job) (octoserve_queue_oldest_seconds{{job="{_quoted(job)}"}}) > {slo.freshness:g}',
+        "for": "5m",
+        "labels": {"severity": "page", "promise": f"{_plain(model)}/{FRESHNESS}", "model": _plain(model)},
+        "annotations": {
+            "summary": f"{_plain(model)}: a message waits longer than the {slo.freshness:g} s that are promised",
+            "runbook": f"{_DOCS}#freshness-of-a-queue",
+        },
+    }
 
 
 def _observed(wanted: Monitoring) -> Iterator[dict[str, Any]]:
@@ -201,9 +225,9 @@ def _others(models: Iterable[str]) -> str:
     return f'model!~"{_quoted(own)}"' if own else 'model!=""'
 
 
-def _windows(slos: Slos) -> list[str]:
+def _windows(wanted: Monitoring) -> list[str]:
     """Windows of all promises in days, as PromQL writes them."""
-    made = [slos.default, *slos.models.values()]
+    made = [wanted.slos.default, *wanted.slos.models.values(), *(wanted.queue or ())[1:]]
     days = {f"{round(slo.window / DAY)}d" for slo in made if slo is not None} or {f"{round(Slo().window / DAY)}d"}
     return sorted(days, key=lambda each: -int(each[:-1]))
 

@@ -28,6 +28,9 @@ class AsyncSection(Section):
     """How long an answer, or why there is none, is kept; then its id is unknown."""
     callbacks: Words = Field(default_factory=list)
     """Beginnings of addresses that X-Octoserve-Callback may name, such as https://hooks.example.com/octoserve/."""
+    results: str | None = Field(default=None, repr=False)
+    """A topic or stream that is told of each request that is done or has failed, unless it named a callback:
+    kafka://host:9092/topic, nats://host:4222/stream, embedded:NAME."""
     inputs: Words = Field(default_factory=list)
     """Beginnings of addresses that input_location may name, such as s3://bucket/requests/."""
     max_input: Size = 1 << 30

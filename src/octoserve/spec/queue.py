@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from octoserve.spec.batch import Version, Words
+from octoserve.spec.slo import QueueSloSection
 from octoserve.spec.values import Duration, Port, Rows, Section, Size
 
 
@@ -32,9 +33,13 @@ class QueueSection(Section):
     sink: str | None = Field(default=None, repr=False)
     """Where results go: sqlite:///path.db?table=t, postgresql://user@host/db?table=t, a stream or topic (embedded:NAME,
     nats://, kafka://), a folder of Parquet, or an https:// webhook."""
-    payload: Literal["json", "open-inference", "raw", "requests"] = "json"
-    """What a message is: json, a row by feature name; open-inference, a request of one row; raw, the only input;
-    requests, a whole request of any rows, whose result is its answer (see docs/async.md)."""
+    payload: Literal["json", "avro", "protobuf", "open-inference", "raw", "requests"] = "json"
+    """What a message is: json, a row by feature name; avro or protobuf, such a row as a record behind its schema's
+    number; open-inference, a request of one row; raw, the only input; requests, a whole request of any rows, whose
+    result is its answer (see docs/async.md)."""
+    schema_registry: str | None = Field(default=None, repr=False)
+    """Where the schemas of records are: http://user:password@host:8081, or without user and password, which
+    OCTOSERVE_SCHEMA_REGISTRY_AUTH may hold (`user:password`)."""
     columns: Words = Field(default_factory=list)
     """For a model of one input: the fields that it is made of, in order; unset: model.yaml's `features`."""
     missing: Literal["refuse", "nan"] | None = None
@@ -58,6 +63,8 @@ class QueueSection(Section):
     """After which messages of a process that is gone come to another, where the broker gives them out one by one."""
     until_idle: Duration | None = None
     """End when nothing came for so long and nothing is left, retries included; unset: run until stopped."""
+    slo: QueueSloSection | None = None
+    """What the queue promises, such as {freshness: 60s}. See docs/slo.md#freshness-of-a-queue."""
     metrics_port: Port | None = None
     """Serve Prometheus metrics on this port; 0 picks a free one."""
     state_dir: Path = Path(".octoserve")

@@ -53,6 +53,19 @@ class SloSection(Section):
         return Slo(latency=self.latency_p99, availability=self.availability, window=self.window)
 
 
+class QueueSloSection(Section):
+    """What a queue promises."""
+
+    freshness: Annotated[Duration, AfterValidator(_positive)]
+    """99% of the messages have their result so soon after their publication: 60s."""
+    window: Annotated[Duration, AfterValidator(_window)] = 30 * DAY
+    """Over how long the promise is kept, from 7d to 90d."""
+
+    def promise(self) -> Slo:
+        """The same in the words of the core."""
+        return Slo(freshness=self.freshness, window=self.window)
+
+
 def _off(value: Any) -> Any:
     return None if value is False else value
 

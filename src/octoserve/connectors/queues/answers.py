@@ -21,11 +21,13 @@ from octoserve.core.signature import TensorSpec
 
 ANSWER = TensorSpec("answer", "BYTES", (-1,))
 """What a sink stores of a whole request: the protocol's answer, as JSON."""
+TOPIC = "topic"
+"""In place of an address to call: the answer goes to the results' topic."""
 State = Literal["pending", "done", "failed"]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as it is accepted. digest: of its content; callback: whom to tell, or ""."""
+    """A request as it is accepted. digest: of its content; callback: whom to tell, `TOPIC`, or ""."""
 
     id: str
     digest: str

@@ -153,7 +153,7 @@ class KafkaSource:
             [self._where.topic, *self._retries],
             on_assign=self._assigned,
             on_revoke=self._went,
-            on_lost=self._went,
+            on_lost=self._lost,
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -239,6 +239,11 @@ class KafkaSource:
         except OctoserveError as error:
             self._trouble = error
         consumer.incremental_unassign(partitions)
+
+    def _lost(self, consumer: Any, partitions: Sequence[Any]) -> None:
+        """The group has given us up, or is not there to ask: that nothing is ours does not say that nothing is left."""
+        self._joined = False
+        self._went(consumer, partitions)
 
     def _drop(self, lanes: Sequence[str]) -> None:
         gone = set(lanes)

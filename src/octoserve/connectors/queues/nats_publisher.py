@@ -22,8 +22,9 @@ _LEAVING = 2.0
 class NatsPublisher:
     """See `Publisher`. Connects with the first message."""
 
-    def __init__(self, where: Where, clock: Clock = monotonic) -> None:
+    def __init__(self, where: Where, clock: Clock = monotonic, setting: str = "async.source") -> None:
         self._where = where
+        self._setting = setting
         self._clock = clock
         self._lock = threading.Lock()
         self._wire: Wire | None = None
@@ -34,7 +35,7 @@ class NatsPublisher:
     def check(self) -> None:
         """See `Publisher.check`."""
         if find_spec("nats") is None:
-            raise SettingsError(f"async.source: {REMEDY}")
+            raise SettingsError(f"{self._setting}: {REMEDY}")
         if self._where.ours:  # the embedded one
             binary()
 
@@ -76,7 +77,7 @@ class NatsPublisher:
                 if self._wire is None:
                     self._wire = Wire(self._where)
                 if not self._ensured:
-                    self._wire.call(self._wire.ensure_stream("async.source"), REQUEST)
+                    self._wire.call(self._wire.ensure_stream(self._setting), REQUEST)
                     self._ensured = True
             except OctoserveError as error:
                 self._failed, self._failed_at = Unavailable(str(error)), self._clock()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from octoserve.codecs.json_rows import JsonRows
+from octoserve.codecs.json_rows import JsonRows, Read
 from octoserve.codecs.request_rows import OpenInferenceRows, RawRows
 from octoserve.control.rollout.following import Route
 from octoserve.core.clock import Clock, monotonic
@@ -24,7 +24,7 @@ from octoserve.patterns.message_queue.model import Bound, Models, find, load, un
 from octoserve.patterns.message_queue.picking import Picker
 from octoserve.patterns.message_queue.routed import BLOCK, Routed, Voice
 from octoserve.patterns.message_queue.scoring import Decode, Guard
-from octoserve.patterns.message_queue.settings import QueueSettings
+from octoserve.patterns.message_queue.settings import ROWS, QueueSettings
 from octoserve.routing.plan import BUCKETS, RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
@@ -35,8 +35,8 @@ LOOK_AGAIN, TRY_AGAIN = 1.0, 30.0
 """Seconds until a version is looked for again that was not there, or tried again that failed."""
 
 
-def decoder(signature: Signature, settings: QueueSettings) -> Decode:
-    """How payloads become a version's inputs. Raises SettingsError."""
+def decoder(signature: Signature, settings: QueueSettings, read: Read | None = None) -> Decode:
+    """How payloads become a version's inputs. read: of payloads that are records. Raises SettingsError."""
     if settings.payload == "open-inference":
         return OpenInferenceRows(signature).decode
     if settings.payload == "raw":
@@ -47,7 +47,7 @@ def decoder(signature: Signature, settings: QueueSettings) -> Decode:
             raise SettingsError("columns: for models of one input; this one's are found by their names")
         features = {"": settings.columns}
     missing = settings.missing or signature.missing or "refuse"
-    return JsonRows(signature, features, missing).decode
+    return JsonRows(signature, features, missing, read).decode
 
 
 def answering(plan: RoutePlan) -> set[int]:
@@ -71,13 +71,15 @@ class Crew:
         executor: Executor,
         route: Route | None = None,
         clock: Clock = monotonic,
+        read: Read | None = None,
     ) -> None:
-        """Loads every version that may be asked. route: of a queue that follows a service.
+        """Loads every version that may be asked. route: of a queue that follows a service; read: see `decoder`.
 
         Raises NotFound, BrokenVersion, SettingsError.
         """
         self._settings = settings
         self._runtimes = runtimes
+        self._read = read
         self._clock = clock
         self.models = Models(
             settings.model,
@@ -112,7 +114,7 @@ class Crew:
             plan = RoutePlan.to(settings.model, number, plan.generation)
             self.route = Route(plan=plan)
         self.models.route(plan)
-        self.picker = Picker(self.models.plane, settings.model, settings.payload)
+        self.picker = Picker(self.models.plane, settings.model, settings.payload, read)
 
     # --- versions ------------------------------------------------------------------------------------
 
@@ -126,7 +128,9 @@ class Crew:
         if reason:
             raise SettingsError(reason)
         signature = handle.signature
-        self._voices[number] = Voice(Bound(self.models, number), decoder(signature, self._settings), signature)
+        self._voices[number] = Voice(
+            Bound(self.models, number), decoder(signature, self._settings, self._read), signature
+        )
         self._words[number] = VersionWord(READY, "", handle.ref.digest)
         self.models.publish(handle)
         return number
@@ -163,7 +167,7 @@ class Crew:
         """A shadow that would get what it does not take: inputs that are made as the trusted version says."""
         for mirror in plan.mirrors:
             theirs, ours = (self.models.signature(n).features for n in (mirror.version, plan.stable))
-            if theirs != ours and self._settings.payload == "json" and not self._settings.columns:
+            if theirs != ours and self._settings.payload in ROWS and not self._settings.columns:
                 return mirror.version, (
                     f"{self._settings.model} version {mirror.version} makes its inputs of other fields than version "
                     f"{plan.stable}; a queue's shadow gets the inputs of the trusted one: use a canary, without mirror"

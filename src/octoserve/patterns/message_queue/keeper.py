@@ -34,8 +34,16 @@ Tell = Callable[[Answer], bool]
 class Keeper:
     """Of one store. keep: seconds."""
 
-    def __init__(self, store: AnswerStore, keep: float, tell: Tell | None = None, wall: Clock = time.time) -> None:
-        """tell: None where nobody is to be told"""
+    def __init__(
+        self,
+        store: AnswerStore,
+        keep: float,
+        tell: Tell | None = None,
+        wall: Clock = time.time,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """tell: None where nobody is to be told; ended: called last"""
+        self._ended = ended
         self._store = store
         self._keep = keep
         self._tell = tell
@@ -78,3 +86,4 @@ class Keeper:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
         self._store.close()
+        self._ended()

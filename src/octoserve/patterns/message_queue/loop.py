@@ -1,8 +1,8 @@
 """One micro-batch after another. See docs/decisions/0014-message-queue.md for what a crash after each step means.
 
-The order of a micro-batch: received -> attempt persisted (`Ledger.begin`) -> decoded and scored -> failures noted,
-retries and dead letters acknowledged by the broker -> results, position and epoch stored -> settled with the broker.
-The record of the attempt goes with the next one's, or when nothing comes.
+The order of a micro-batch: received -> schemas that it names fetched -> attempt persisted (`Ledger.begin`) -> decoded
+and scored -> failures noted, retries and dead letters acknowledged by the broker -> results, position and epoch stored
+-> settled with the broker. The record of the attempt goes with the next one's, or when nothing comes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from octoserve.patterns.message_queue import scoring
 from octoserve.patterns.message_queue.ledger import Attempts, Ledger
 from octoserve.patterns.message_queue.outcome import Failed, Fate, Policy, letter
 from octoserve.patterns.message_queue.pace import Pace
-from octoserve.patterns.message_queue.statistics import DEAD, RETRIED, Statistics
+from octoserve.patterns.message_queue.statistics import RETRIED, Statistics
 from octoserve.patterns.message_queue.traced import Traced
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ class Work(NamedTuple):
     """Told the messages, and whether they have failed before. Raises what `scoring.score` does."""
     give_up: Callable[[Sequence[DeadLetter]], None] = lambda letters: None
     """Told of dead letters before they are buried; raises Unavailable to be told again."""
+    ready: Callable[[Sequence[Message]], None] | None = None
+    """Fetches what these need to be read, before they are tried; raises Unavailable to be told again."""
 
 
 class Loop:
@@ -240,6 +242,8 @@ class Loop:
     def _do(self, portion: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
         began = self._clock()
         self._in_hand = frozenset(message.position.partition for message in portion) if self._is_log else frozenset()
+        if (ready := self._work.ready) is not None:
+            self._insist("the schema registry", lambda: ready(portion), renewing=True)
         tried = [message for message in portion if message.position in known] if known else []
         spent = [message for message in tried if self._work.policy.spent(known[message.position])]
         if spent:
@@ -320,7 +324,7 @@ class Loop:
             letters = [letter(each, self._source.name, now) for each in buried]
             self._insist("the store of answers", lambda: self._work.give_up(letters))
             self._insist("the dead-letter queue", lambda: self._source.bury(letters))
-            self._statistics.outcomes[DEAD].add(len(buried))
+            self._statistics.dead(len(buried), sum(each.unfit for each in buried))
             self._beat(True)  # rare, and somebody is woken by it: it is not to be lost with us
             for each in buried:
                 last = each.attempts.history[-1].error if each.attempts.history else "tried often enough"
@@ -395,20 +399,27 @@ class Loop:
                 written, repeated = written + stored.written, repeated + stored.repeated
         return Stored(written, repeated), refused
 
-    def _insist(self, what: str, do: Callable[[], T]) -> T:
-        """Do it until it is done, holding the source. Raises Stopped, and what is not Unavailable."""
+    def _insist(self, what: str, do: Callable[[], T], renewing: bool = False) -> T:
+        """Do it until it is done, holding the source. Raises Stopped, and what is not Unavailable.
+
+        renewing: the sink is not what is away, and our claims there are kept
+        """
         wait = 1.0
         while True:
             try:
                 return do()
             except Unavailable as error:
                 self._statistics.sink_retries.add()
-                log.warning("%s cannot be written to, again in %g s: %s", what, wait, error)
+                verb = "asked" if renewing else "written to"
+                log.warning("%s cannot be %s, again in %g s: %s", what, verb, wait, error)
             end = self._clock() + wait
             while (left := end - self._clock()) > 0:
                 if self._stop():
                     raise Stopped(f"stopped while {what} was away; what was in work comes again")
-                self._beat(False)
+                if renewing:
+                    self.keep()
+                else:
+                    self._beat(False)
                 self._source.hold(min(left, POLL))
             wait = min(_LONGEST, wait * 2)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from octoserve.connectors.queues.address import Address, parse
 from octoserve.connectors.queues.answers import AnswerStore
 from octoserve.connectors.queues.protocol import QueueSink, QueueSource, QueueTools
+from octoserve.connectors.queues.schema_registry import SchemaRegistry
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.message_queue.ledger import Ledger, SqliteLedger
-from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings
+from octoserve.patterns.message_queue.settings import RECORDS, REQUESTS, QueueSettings
 from octoserve.runtimes.protocol import Runtime
+
+if TYPE_CHECKING:
+    from octoserve.patterns.message_queue.schemas import Schemas
 
 T = TypeVar("T")
 
@@ -57,6 +62,15 @@ def answers(kinds: Kinds, settings: QueueSettings) -> AnswerStore | None:
     address = parse(settings.sink, "sink")
     known = kinds.answers.get(address.scheme)
     return known(address) if known is not None and settings.payload == REQUESTS else None
+
+
+def schemas(settings: QueueSettings) -> Schemas | None:
+    """What payloads are read by, where they are records. Raises SettingsError."""
+    if settings.payload not in RECORDS:
+        return None
+    from octoserve.patterns.message_queue.schemas import Schemas
+
+    return Schemas(settings.payload, SchemaRegistry(settings.schema_registry, os.environ))
 
 
 def ledger(kinds: Kinds, settings: QueueSettings, source: str, owner: str, ends: Mapping[str, str]) -> Ledger:

@@ -23,13 +23,14 @@ class Fate(StrEnum):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """A message that did not succeed. attempts: with this one."""
+    """A message that did not succeed. attempts: with this one; unfit: it never could."""
 
     message: Message
     id: str
     attempts: Attempts
     fate: Fate
     delay: float = 0.0
+    unfit: bool = False
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -45,8 +46,9 @@ class Policy(msgspec.Struct, frozen=True):
     def judge(self, message: Message, id: str, known: Attempts, error: Exception, now: float, by: str) -> Failed:
         """After a run of it that raised."""
         attempts = known.failed(Failure(at=now, error=text_of(error), by=by))
-        if isinstance(error, _PERMANENT) or self.spent(attempts):
-            return Failed(message, id, attempts, Fate.BURY)
+        unfit = isinstance(error, _PERMANENT)
+        if unfit or self.spent(attempts):
+            return Failed(message, id, attempts, Fate.BURY, unfit=unfit)
         return Failed(message, id, attempts, Fate.RETRY, min(MAX_DELAY, self.delay * 2 ** (attempts.count - 1)))
 
 

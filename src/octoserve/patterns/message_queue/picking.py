@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from octoserve.codecs.json_rows import ID, message_id
+from octoserve.codecs.json_rows import ID, Read, message_id
 from octoserve.codecs.open_inference_json import decode_request
 from octoserve.connectors.queues.protocol import Message
 from octoserve.core.errors import InvalidInput, OctoserveError, SettingsError
@@ -78,12 +78,13 @@ class Part(NamedTuple):
 
 
 class Picker:
-    """Parts micro-batches by the plan that the data plane has. payload: see `QueueSettings`."""
+    """Parts micro-batches by the plan that the data plane has. payload: see `QueueSettings`; read: of records."""
 
-    def __init__(self, plane: DataPlane, model: str, payload: str) -> None:
+    def __init__(self, plane: DataPlane, model: str, payload: str, read: Read | None = None) -> None:
         self._plane = plane
         self._model = model
         self._payload = payload
+        self._read = read
         self._peek: Peek | None = None
 
     @property
@@ -110,7 +111,7 @@ class Picker:
 
     def _peeking(self, plan: RoutePlan) -> Peek:
         if self._peek is None or self._peek.plan is not plan:
-            self._peek = Peek(plan, self._payload)
+            self._peek = Peek(plan, self._payload, self._read)
         return self._peek
 
     def _bound(self, split: Split, peek: Peek, message: Message) -> MessageCall:
@@ -124,7 +125,8 @@ class Picker:
 class Peek:
     """What one plan goes by, read from messages."""
 
-    def __init__(self, plan: RoutePlan, payload: str) -> None:
+    def __init__(self, plan: RoutePlan, payload: str, read: Read | None = None) -> None:
+        self._read = read
         self.plan = plan
         self._payload = payload
         self._key = parse_key(plan.key) if plan.key else None
@@ -140,6 +142,8 @@ class Peek:
     def look(self, message: Message) -> Peeked:
         """Never raises: of what cannot be read nothing is known, and whoever scores it says why."""
         try:
+            if self._read is not None:
+                return self._known(self._read(message.value))
             if self._payload == "json":
                 return self._row(message.value)
             if self._payload == "open-inference":
@@ -151,8 +155,10 @@ class Peek:
 
     def _row(self, payload: bytes) -> Peeked:
         values = msgspec.structs.astuple(self._decode(payload))
-        cells = dict(zip((*self._fields, ID), values, strict=False))
-        inputs = [tensor for name in self._fields if (tensor := _tensor(name, cells[name])) is not None]
+        return self._known(dict(zip((*self._fields, ID), values, strict=False)))
+
+    def _known(self, cells: Mapping[str, Any]) -> Peeked:
+        inputs = [tensor for name in self._fields if (tensor := _tensor(name, cells.get(name))) is not None]
         try:
             own = message_id(cells.get(ID))
         except InvalidInput:

@@ -12,6 +12,10 @@ from octoserve.routing.plan import RoutePlan
 
 REQUESTS = "requests"
 """The payload of which each message is a whole request."""
+RECORDS = ("avro", "protobuf")
+"""Payloads that are read by schemas of a registry."""
+ROWS = ("json", *RECORDS)
+"""Payloads that are rows by feature name."""
 
 
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +32,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     sink: str
     payload: str = "json"
+    schema_registry: str = ""
     columns: tuple[str, ...] = ()
     missing: str = ""
     batch_rows: int = 1024
@@ -38,6 +43,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     retry_delay: float = 1.0
     until_idle: float | None = None
     redeliver_after: float = 10.0
+    freshness: float | None = None
+    """Seconds from publication to result that are promised."""
     state_dir: str = ".octoserve"
     trust: tuple[str, ...] | None = None
     """What the repository's versions may bring beyond data; None: what OCTOSERVE_TRUST says."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from octoserve.connectors.queues.protocol import Lag
 from octoserve.core.clock import Clock
+from octoserve.core.slo import BAD, FRESHNESS, GOOD
 from octoserve.telemetry.families import Labels
 from octoserve.telemetry.metrics import ROWS, SECONDS, Registry
 
@@ -17,11 +18,30 @@ SCORED, FAILED = "scored", "failed"
 _LATENCY = (*SECONDS, 60.0, 300.0, 900.0, 3600.0)
 
 
+class _Fresh:
+    """Messages that kept the queue's promise, and those that broke it."""
+
+    def __init__(self, registry: Registry, model: str, seconds: float) -> None:
+        self._seconds = seconds
+        names = ("model", "objective")
+        good = registry.counter(GOOD, "Messages that kept their queue's promise.", names)
+        bad = registry.counter(BAD, "Messages that broke their queue's promise.", names)
+        self.good, self.bad = good.counter(model, FRESHNESS), bad.counter(model, FRESHNESS)
+
+    def stored(self, ages: Sequence[float]) -> None:
+        """ages: seconds from publication to result."""
+        late = sum(age > self._seconds for age in ages)
+        self.bad.add(late)
+        self.good.add(len(ages) - late)
+
+
 class Statistics:
     """Of one worker."""
 
-    def __init__(self, registry: Registry, model: str, wall: Clock) -> None:
+    def __init__(self, registry: Registry, model: str, wall: Clock, freshness: float | None = None) -> None:
+        """freshness: seconds from publication to result that are promised; None: nothing is"""
         self._wall = wall
+        self._fresh = _Fresh(registry, model, freshness) if freshness is not None else None
         self._lags: Sequence[Lag] = ()
         messages = registry.counter(
             "octoserve_queue_messages_total",
@@ -72,8 +92,17 @@ class Statistics:
         now = self._wall()
         self.outcomes[STORED].add(len(published) - repeated)
         self.outcomes[REPEATED].add(repeated)
-        self.latency.observe_all([max(0.0, now - at) for at in published])
+        ages = [max(0.0, now - at) for at in published]
+        self.latency.observe_all(ages)
         self.latency.fold_if_due()
+        if self._fresh is not None:
+            self._fresh.stored(ages)
+
+    def dead(self, count: int, unfit: int) -> None:
+        """So many are dead letters. unfit: of them, those that could never have had a result."""
+        self.outcomes[DEAD].add(count)
+        if self._fresh is not None:
+            self._fresh.bad.add(count - unfit)
 
     def scored_by(self, versions: NDArray[np.int64]) -> None:
         """Who scored the results that are in the sink."""

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -42,6 +43,9 @@ from octoserve.patterns.message_queue.traced import Traced
 from octoserve.patterns.message_queue.waiting import deadline
 from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.tracing import Tracer
+
+if TYPE_CHECKING:
+    from octoserve.patterns.message_queue.schemas import Schemas
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +161,9 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event,
         registry.reading(tracer.family)
     with ThreadPoolExecutor(1, "run") as executor:
         crew = None
+        schemas = opening.schemas(settings)
         if settings.payload != REQUESTS:
-            crew = _crew(settings, kinds, registry, executor, config.route)
+            crew = _crew(settings, kinds, registry, executor, config.route, schemas)
         source, sink = opening.source(kinds, settings), opening.sink(kinds, settings)
         owner = f"{owner_of(os.getpid())}/{uuid.uuid4().hex[:8]}"
         ledger = opening.ledger(kinds, settings, source.name, owner, config.ends)
@@ -175,9 +180,12 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event,
         else:
             follows = config.route is not None
             loop = make_loop(
-                settings, crew, source, sink, ledger, registry, owner, stop, beat, link, follows, cutovers, traced
-            )
+                settings, crew, source, sink, ledger, registry, owner, stop, beat, link, follows, cutovers, traced,
+                schemas,
+            )  # fmt: skip
             crew.models.tick = loop.keep
+            if schemas is not None:
+                schemas.tick = loop.keep
         link.tell(Report(promise=str(promise(source.traits, sink.traits))))
         # What is here now stays, and a micro-batch has some thousand objects that hold no cycle: the collector, which
         # would take a fifth of the time, need not walk them again and again.
@@ -192,9 +200,17 @@ def _work(config: WorkerConfig, kinds: Kinds, link: Link, stop: threading.Event,
             cutovers.close()
 
 
-def _crew(settings: QueueSettings, kinds: Kinds, registry: Registry, executor: Executor, route: Route | None) -> Crew:
+def _crew(
+    settings: QueueSettings,
+    kinds: Kinds,
+    registry: Registry,
+    executor: Executor,
+    route: Route | None,
+    schemas: Schemas | None,
+) -> Crew:
     try:
-        return Crew(settings, kinds.runtimes, registry, executor, route)
+        read = schemas.read if schemas is not None else None
+        return Crew(settings, kinds.runtimes, registry, executor, route, read=read)
     except NotFound as error:
         if route is None:
             raise
@@ -215,6 +231,7 @@ def make_loop(
     follows: bool,
     cutovers: Cutovers,
     traced: Traced | None = None,
+    schemas: Schemas | None = None,
 ) -> Loop:
     """The loop of these settings."""
 
@@ -224,7 +241,7 @@ def make_loop(
 
     if follows:
         link.hear, link.followed = crew.hear, crew.followed
-    statistics = Statistics(registry, settings.model, time.time)
+    statistics = Statistics(registry, settings.model, time.time, settings.freshness)
     runs = link.runs if follows else lambda role: None
     routed = crew.routed(lambda: deadline(settings.run_timeout), statistics.failed_by, runs)
     work = Work(
@@ -233,6 +250,7 @@ def make_loop(
         outputs=crew.outputs,
         policy=Policy(settings.max_attempts, settings.retry_delay),
         score=routed.score,
+        ready=None if schemas is None else lambda messages: schemas.ready([message.value for message in messages]),
     )
     limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)
     return Loop(

@@ -56,6 +56,7 @@ class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):
     store: str
     state_dir: str
     callbacks: tuple[str, ...] = ()
+    results: str = ""
     inputs: tuple[str, ...] = ()
     max_pending: int = 256
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import msgspec
 
 from octoserve.codecs.open_inference_json import decode_request
-from octoserve.connectors.queues.answers import Answer, AnswerStore, Asked, digest_of
+from octoserve.connectors.queues.answers import TOPIC, Answer, AnswerStore, Asked, digest_of
 from octoserve.connectors.queues.protocol import Publisher
 from octoserve.core.clock import Clock
 from octoserve.core.errors import (
@@ -228,7 +228,8 @@ class AsyncDoor:
         """Steps 2 to 4, in a thread. Raises Conflict, TooLarge, Unavailable."""
         store = self._way.store
         digest = digest_of(order.model, order.value, *sorted(order.headers.values()), order.callback)
-        asked = Asked(id=message_id(order.model, order.id), digest=digest, callback=order.callback)
+        callback = order.callback or (TOPIC if self._settings.results else "")
+        asked = Asked(id=message_id(order.model, order.id), digest=digest, callback=callback)
         try:
             if order.own:
                 found = store.take(asked, self._wall())

@@ -54,6 +54,7 @@ def async_requests(settings: ServeSettings) -> AsyncRequests | None:
         store=section.store or f"sqlite:///{state_dir / 'async.db'}?table=answers",
         state_dir=str(state_dir),
         callbacks=tuple(section.callbacks),
+        results=section.results or "",
         inputs=tuple(section.inputs),
         max_pending=section.max_pending,
     )
