@@ -34,6 +34,8 @@ bench: $(READY)           ## octoserve against what it would replace, in one run
 lock: $(READY)            ## pin every package again
 	@$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 \
 		pyproject.toml requirements/dev.in -o requirements/dev.txt
+	@$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 \
+		requirements/mlflow.in -o requirements/mlflow.txt
 
 protos: $(READY)          ## compile src/octoserve/codecs/protos/*.proto
 	@$(BIN)/python -m octoserve.codecs.protos.compile
