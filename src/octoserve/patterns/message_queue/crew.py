@@ -6,7 +6,6 @@ import logging
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 
 from octoserve.codecs.json_rows import JsonRows
 from octoserve.codecs.request_rows import OpenInferenceRows, RawRows
@@ -118,7 +117,7 @@ class Crew:
 
     def _load(self, number: int | None) -> Handle:
         settings = self._settings
-        return load(find(Path(settings.repository), settings.model, number, self._runtimes), self._runtimes)
+        return load(find(settings.repository, settings.model, number, self._runtimes), self._runtimes)
 
     def _publish(self, handle: Handle) -> int:
         number = handle.ref.version
