@@ -149,6 +149,7 @@ class Bucket:
     def list(self, prefix: str) -> Iterator[Found]:
         """All below the folder `prefix`, in no order. A list that is cut short is begun anew."""
         seen: set[str] = set()
+        until = time.monotonic() + self._patience
         for attempt in range(_TIMES):
             try:
                 for found in self._list(prefix):
@@ -157,7 +158,7 @@ class Bucket:
                         yield found
                 return
             except StoreTrouble:
-                if attempt + 1 == _TIMES:
+                if attempt + 1 == _TIMES or time.monotonic() > until:
                     raise
                 self._sleep(_pause(attempt))
 

@@ -28,7 +28,7 @@ import msgspec
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import SettingsError
 from octoserve.origins.protocol import Away, Key, Moved, Object, Offer, Offered, Origin
-from octoserve.repository.digest import folder_digest
+from octoserve.repository.digest import files, folder_digest
 from octoserve.repository.layout import Refused, version_number
 
 log = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class Cache:
             self._distrusted.discard(key)
             self._refusals.pop(key, None)
             done.fetched.append(key)
-            done.size += offered.size
+            done.size += sum(entry.size for entry in files(self.place(key), None))
             log.info("%s version %d was fetched from %s", *key, self.origin.name)
 
     def _rests(self, key: Key, offered: Offered) -> bool:

@@ -10,7 +10,7 @@ from msgspec import structs
 from octoserve.core.names import label_problem
 from octoserve.origins.cache import Cache
 from octoserve.repository.digest import folder_digest
-from octoserve.repository.layout import DiskState, Scan, VersionOnDisk
+from octoserve.repository.layout import DiskState, Refused, Scan, VersionOnDisk
 from octoserve.repository.local import Digest, LocalRepository
 
 
@@ -27,18 +27,23 @@ class CachedRepository(LocalRepository):
     ) -> None:
         super().__init__(cache.root, artifacts, models, named=named, settle=0.0)
         self._cache = cache
+        self._looked_into: dict[tuple[str, int], str] = {}
 
     def scan(self, trust: Collection[str] = ()) -> Scan:
         """See `LocalRepository.scan`; with what was refused, and the origin's aliases as labels."""
         with self._cache.still:
             scan = super().scan(trust)
         models = dict(scan.models)
-        for (model, version), reason in sorted(self._cache.refused.items()):
-            if any(known.version == version for known in models.get(model, ())):
+        for versions in scan.models.values():
+            for version in versions:
+                if version.state is DiskState.REFUSED:
+                    self._look_into(version)
+        for (model, number), reason in sorted(self._cache.refused.items()):
+            if any(known.version == number for known in models.get(model, ())):
                 continue
-            path = str(self._cache.place((model, version)))
+            path = str(self._cache.place((model, number)))
             refused = VersionOnDisk(
-                model=model, version=version, path=path, state=DiskState.REFUSED, reason=f"not fetched: {reason}"
+                model=model, version=number, path=path, state=DiskState.REFUSED, reason=f"not fetched: {reason}"
             )
             models[model] = tuple(sorted((*models.get(model, ()), refused), key=lambda v: v.version))
         labels = {
@@ -46,6 +51,19 @@ class CachedRepository(LocalRepository):
             for model, named in self._cache.said.aliases.items()
         }
         return structs.replace(scan, models=models, labels=labels)
+
+    def _look_into(self, version: VersionOnDisk) -> None:
+        """Whether what is refused is what was fetched: damage may look like a fault of the version. Once a state."""
+        key = version.model, version.version
+        if self._looked_into.get(key) != version.fingerprint:
+            self._looked_into[key] = version.fingerprint
+            record = self._cache.record(key)
+            try:
+                same = record is not None and folder_digest(Path(version.path)) == record.digest
+            except (OSError, Refused):
+                same = False
+            if not same:
+                self._cache.distrust(key)
 
     def digest(self, version: VersionOnDisk, compute: Digest = folder_digest) -> bool:
         """See `LocalRepository.digest`. What is not as it was fetched is refused, and fetched again."""

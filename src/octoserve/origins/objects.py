@@ -13,7 +13,7 @@ from octoserve.origins.protocol import MAX_BYTES, Away, Key, Moved, Object, Offe
 from octoserve.repository.digest import MAX_DEPTH, MAX_FILES
 from octoserve.repository.layout import Refused, ignored, version_number
 
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=5)
 """For one request with its repetitions; a look comes again anyway."""
 MAX_OBJECTS = 1_000_000
 """In one listing."""

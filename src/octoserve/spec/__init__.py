@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
 from octoserve.core.errors import SettingsError
@@ -128,15 +128,16 @@ class ModelSection(Section):
 
 
 def _repository(value: Any) -> Any:
-    """The address or folder as text."""
-    text = str(value) if isinstance(value, Path) else value
-    if isinstance(text, str) and is_elsewhere(text) and text.partition("://")[0] not in _ELSEWHERE:
+    """A folder, or an address as text."""
+    if not isinstance(value, str) or not is_elsewhere(value):
+        return Path(value) if isinstance(value, str) else value
+    if value.partition("://")[0] not in _ELSEWHERE:
         raise ValueError(f"a folder, or {'://, '.join(_ELSEWHERE)}://,")
-    return text
+    return value
 
 
 _ELSEWHERE = ("s3", "gs", "az", "mlflow+http", "mlflow+https")
-Repository = Annotated[str, BeforeValidator(_repository)]
+Repository = Annotated[Path | str, BeforeValidator(_repository), WithJsonSchema({"type": "string"})]
 
 
 class ServeSettings(Section):

@@ -40,7 +40,7 @@ def open_repository(settings: ServeSettings, formats: Formats) -> tuple[LocalRep
     from octoserve.origins.cached import CachedRepository
     from octoserve.origins.opening import PICKLE, origin_of
 
-    origin = origin_of(settings.repository, PICKLE in settings.trust)
+    origin = origin_of(str(settings.repository), PICKLE in settings.trust)
     cache = Cache(settings.cache_folder(), origin, settle=settings.settle)
     return CachedRepository(cache, formats.artifacts, settings.model or None, named=formats.named), cache
 
