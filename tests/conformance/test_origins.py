@@ -51,6 +51,7 @@ class InS3:
         self._bucket.delete([f"{self._folder}/{model}/{version}/model.onnx"])
 
     def close(self) -> None:
+        self._proxy.rule = lambda number, method, path: s3.SLOW_DOWN
         self._proxy.close()
 
 
@@ -67,6 +68,7 @@ class InMlflow:
         self._registry.remove(model, version)
 
     def close(self) -> None:
+        self._proxy.rule = lambda number, method, path: s3.SLOW_DOWN
         self._proxy.close()
 
 
@@ -118,3 +120,42 @@ def test_a_version_comes_and_goes_and_an_outage_is_no_news(place: Place, tmp_pat
     with pytest.raises(Away), cache.writing():
         cache.round(newest(9))
     assert (name, 2) in cache.cached()
+
+
+def test_what_mlflow_has_saved_is_converted_and_a_pickle_only_where_it_is_trusted(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """An alias moves; a conversion done again has the same bytes, or a damaged copy could not be replaced."""
+    name = "penguins of the south"
+    registry.publish(name, registry.saved("skops"))
+    registry.publish(name, registry.saved("cloudpickle"))
+    registry.alias(name, "champion", 1)
+    caches = {trust: Cache(tmp_path / str(trust), MlflowOrigin(registry.url, trust)) for trust in (False, True)}
+
+    def only(model: str, versions: object, aliases: object) -> tuple[int, ...]:
+        return (1, 2) if model == name else ()
+
+    for cache in caches.values():
+        with cache.writing():
+            cache.round(only)
+        assert cache.said.aliases[name] == {"champion": 1}
+    assert "is a pickle, which runs whatever it holds" in caches[False].refused[name, 2]
+    assert "add `pickle` to `trust`" in caches[False].refused[name, 2]
+    assert caches[True].refused == {}
+    answers = []
+    for version in (1, 2):
+        loaded = load(runtimes(), "sklearn", caches[True].place((name, version)))
+        assert loaded.signature.features == {"features": ("a", "b", "c")}
+        answers.append(str(loaded.signature.outputs))
+        loaded.close()
+    assert answers[0] == answers[1]
+    first = {version: caches[True].record((name, version)) for version in (1, 2)}
+    for version in (1, 2):
+        caches[True].distrust((name, version))
+    with caches[True].writing():
+        caches[True].round(only)
+    assert {version: caches[True].record((name, version)) for version in (1, 2)} == first
+    registry.alias(name, "champion", 2)
+    with caches[True].writing():
+        caches[True].round(only)
+    assert caches[True].said.aliases[name] == {"champion": 2}

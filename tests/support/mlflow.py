@@ -50,7 +50,6 @@ class Registry:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self.host = "127.0.0.1"
-        self._names = 0
         self._python = python_of("mlflow")
         self._saving: subprocess.Popen[bytes] | None = None
         self.start()
@@ -116,14 +115,15 @@ class Registry:
     def publish(self, model: str, folder: Path) -> int:
         """Another version of it, with these files; its number."""
         self.wait()
-        self._names += 1
-        place = f"uploads/{self._names}"
+        run = self.api("POST", "runs/create", experiment_id="0", start_time=1)["run"]["info"]
+        source = f"{run['artifact_uri']}/model"
+        place = source.removeprefix("mlflow-artifacts:/")
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 where = f"/api/2.0/mlflow-artifacts/artifacts/{place}/{path.relative_to(folder)}"
                 assert self._request("PUT", where, path.read_bytes())[0] == 200
         self.api("POST", "registered-models/create", name=model, allow=(200, 400))
-        made = self.api("POST", "model-versions/create", name=model, source=f"mlflow-artifacts:/{place}")
+        made = self.api("POST", "model-versions/create", name=model, source=source, run_id=run["run_id"])
         return int(made["model_version"]["version"])
 
     def remove(self, model: str, version: int) -> None:

@@ -101,10 +101,11 @@ class Follower:
                 self._asked = False
                 self._begun += 1
             self.step()
-            self._on_change()
             with self._turned:
                 self._done = self._begun
                 self._turned.notify_all()
+            self._on_change()
+            with self._turned:
                 pause = self._again or self._poll * random.uniform(0.9, 1.1)
                 self._turned.wait_for(lambda: self._asked or self._ended, pause)
 

@@ -74,6 +74,9 @@ class ControlRoom:
         self._retries: dict[str, int] = {}
         self._noted: frozenset[str] = frozenset()
         self._first_look: float | None = None
+        self._looks_begun = 0
+        self.looks = 0
+        """Of the repository, that have ended."""
         self._trusted: set[str] = set()
         self._in_digest: set[tuple[Key, str]] = set()
         self._base_attempt = 0
@@ -132,10 +135,16 @@ class ControlRoom:
         """Something changed."""
         self._wake.set()
 
-    def look_now(self) -> None:
-        """The repository changed."""
+    def look_now(self) -> int:
+        """The repository changed; `looks` from where on that has been seen."""
         self._due = 0.0
         self.wake()
+        return self._looks_begun + 1
+
+    def begin_anew(self) -> int:
+        """The same, and a start waits for what is there now as if it had just begun."""
+        self._first_look = None
+        return self.look_now()
 
     def named(self, model: str) -> set[int]:
         """Versions that are loaded, routed, trusted or labelled, whatever the policy says of new ones."""
@@ -193,8 +202,11 @@ class ControlRoom:
 
     async def _look(self) -> None:
         trust = frozenset(self._trusted)
+        self._looks_begun += 1
+        mine = self._looks_begun
         scan = await self._in_files(lambda: self.repository.scan(trust))
         self.scan = scan
+        self.looks = mine
         for note in set(scan.notes) - self._noted:
             log.info("repository: %s", note)
         self._noted = frozenset(scan.notes)

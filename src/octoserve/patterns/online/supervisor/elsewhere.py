@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,11 @@ def open_repository(settings: ServeSettings, formats: Formats) -> tuple[LocalRep
 class Elsewhere:
     """Follows an origin for a service."""
 
-    def __init__(self, cache: Cache, settings: ServeSettings, room: ControlRoom, changed: Callable[[], None]) -> None:
-        """changed: called on the event loop after each round."""
-        self._cache, self._settings, self._room, self._changed = cache, settings, room, changed
+    def __init__(self, cache: Cache, settings: ServeSettings, room: ControlRoom) -> None:
+        self._cache, self._settings, self._room = cache, settings, room
         self._follower: Follower | None = None
+        self._seen_with: int | None = None
+        """The look of the room that has seen what the first rounds brought."""
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -61,7 +62,7 @@ class Elsewhere:
 
         def told() -> None:
             try:
-                loop.call_soon_threadsafe(self._changed)
+                loop.call_soon_threadsafe(self._changed)  # after each round
             except RuntimeError:
                 pass  # the loop has ended, and the process does
 
@@ -74,9 +75,15 @@ class Elsewhere:
         finally:
             self._follower.stop()
 
+    def _changed(self) -> None:
+        if self._seen_with is None and self._follower is not None and self._follower.looked:
+            self._seen_with = self._room.begin_anew()
+        else:
+            self._room.look_now()
+
     def looked(self) -> bool:
-        """Whether the origin has been asked once, and what there was is here."""
-        return self._follower is not None and self._follower.looked
+        """Whether the origin has been asked once, and what there was is here and seen."""
+        return self._seen_with is not None and self._room.looks >= self._seen_with
 
     async def _refresh(self, model: str) -> None:
         if self._follower is not None:

@@ -140,7 +140,7 @@ class Supervisor:
         )
         self.elsewhere: Elsewhere | Nearby = Nearby()
         if cache is not None:
-            self.elsewhere = Elsewhere(cache, settings, self.room, self.room.look_now)
+            self.elsewhere = Elsewhere(cache, settings, self.room)
         self.consumers: Consumers = consumers or NoConsumers()
         self.pairs: Pairs = pairs(settings.state_dir) if pairs is not None else NoPairs()
         self.rollouts = Rollouts(
