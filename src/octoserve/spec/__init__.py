@@ -129,11 +129,11 @@ class ModelSection(Section):
 
 def _repository(value: Any) -> Any:
     """A folder, or an address as text."""
-    if not isinstance(value, str) or not is_elsewhere(value):
-        return Path(value) if isinstance(value, str) else value
-    if value.partition("://")[0] not in _ELSEWHERE:
-        raise ValueError(f"a folder, or {'://, '.join(_ELSEWHERE)}://,")
-    return value
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or (is_elsewhere(value) and value.partition("://")[0] not in _ELSEWHERE):
+        raise ValueError(f"a folder, or an address with {', '.join(_ELSEWHERE)},")
+    return value if is_elsewhere(value) else Path(value)
 
 
 _ELSEWHERE = ("s3", "gs", "az", "mlflow+http", "mlflow+https")
