@@ -237,7 +237,7 @@ class ServeSettings(Section):
     cache_versions: Annotated[int, Field(ge=1)] = 3
     """How many of a model's newest versions are fetched from elsewhere, beside those that policy, labels and rollouts
     name."""
-    poll: Annotated[Duration, Field(gt=0)] = 10.0
+    poll: Annotated[Duration, Field(ge=0.1)] = 10.0
     """How often a repository elsewhere is asked what it has: one listing."""
     grace: Duration = 30.0
     """From SIGTERM to the end; what is in flight may finish. Kubernetes kills after 30 s."""
