@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 
+from octoserve.core.errors import SettingsError
 from octoserve.origins.cache import Cache, Round
 from octoserve.origins.objects import ObjectOrigin
 from octoserve.origins.protocol import Away
@@ -128,3 +130,18 @@ def test_odd_names_refuse_the_version_and_nothing_else(room: Room, name: str) ->
     room.put(name, b"x")
     assert room.look().fetched == [("n", 1)]
     assert KEY in room.cache.refused
+
+
+@pytest.mark.parametrize("name", ["m/2/../../../x", "m/2//x"])
+def test_a_key_that_leads_elsewhere_fails_the_look_and_changes_nothing(room: Room, store: s3.S3, name: str) -> None:
+    room.look()
+    client = boto3.client(
+        "s3", endpoint_url=store.url, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1"
+    )
+    key = f"{room.prefix}/{name}"
+    client.put_object(Bucket=s3.BUCKET, Key=key, Body=b"x")
+    with pytest.raises(SettingsError, match="invalid path"):
+        room.look()
+    assert room.cache.cached() == {KEY}
+    client.delete_object(Bucket=s3.BUCKET, Key=key)
+    room.look()
