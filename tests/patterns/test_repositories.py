@@ -18,7 +18,7 @@ from support import s3
 from support.service import Served, serving, until
 from support.supervised import constant_model
 
-FLAGS = ("--poll", "0.3s", "--settle", "0.3s")
+FLAGS = ("--repository-poll", "0.3s", "--settle", "0.3s")
 ASK = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
 
 

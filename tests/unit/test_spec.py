@@ -37,7 +37,7 @@ def test_spec_file_by_variable(tmp_path):
 
 def test_a_repository_elsewhere_is_no_path(tmp_path):
     path = tmp_path / "o.yaml"
-    path.write_text("repository: s3://bucket/models\ncache: cached\n")
+    path.write_text("repository: s3://bucket/models\nrepository_cache: cached\n")
     settings = spec.load({}, {"OCTOSERVE_SPEC": str(path)})
     assert settings.repository == "s3://bucket/models"
     assert settings.cache_folder() == tmp_path / "cached"
@@ -92,7 +92,7 @@ models:
         ("grace: 3 weeks", "grace: a duration such as 20ms, 30s or 2m wanted"),
         ("version_policy: newest", "version_policy: latest:N, all, or specific:1,2 wanted, 'newest' came"),
         ("log_level: loud", "log_level: 'debug', 'info', 'warning' or 'error' wanted, 'loud' came"),
-        ("poll: 0", "poll: a number, at least 0.1 wanted, 0 came"),
+        ("repository_poll: 0", "repository_poll: a number, at least 0.1 wanted, 0 came"),
         ("models: {m: {thread: 2}}", "models.m.thread: unknown field; did you mean 'threads'?"),
         ("models: {m: {batching: {row: 2}}}", "models.m.batching.row: unknown field"),
         ("models: {m: {labels: {'12': 2}}}", "a name that is not a number wanted, '12' came"),

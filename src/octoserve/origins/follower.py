@@ -1,4 +1,4 @@
-"""Keeps a cache up with its origin, in a thread of its own: a round every `poll` seconds, or when somebody asks."""
+"""Keeps a cache up with its origin, in a thread of its own: a round every `repository_poll`, or when somebody asks."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def origin_of(url: str, trust: bool = False) -> Origin:
 
 
 def cache_folder(state_dir: Path | None = None) -> Path:
-    """Where caches lie: as OCTOSERVE_CACHE says, else in the state directory."""
-    told = os.environ.get("OCTOSERVE_CACHE")
+    """Where caches lie: as OCTOSERVE_REPOSITORY_CACHE says, else in the state directory."""
+    told = os.environ.get("OCTOSERVE_REPOSITORY_CACHE")
     return Path(told) if told else state_dir / "cache" if state_dir is not None else CACHE
 
 

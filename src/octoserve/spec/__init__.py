@@ -232,12 +232,12 @@ class ServeSettings(Section):
     """How long a version folder's files must have rested before it is loaded."""
     scan: Duration = 1.0
     """How often the repository is looked at."""
-    cache: Path | None = None
+    repository_cache: Path | None = None
     """Where a repository elsewhere is kept; services and jobs may share it. Unset: `cache` in the state directory."""
-    cache_versions: Annotated[int, Field(ge=1)] = 3
+    repository_versions: Annotated[int, Field(ge=1)] = 3
     """How many of a model's newest versions are fetched from elsewhere, beside those that policy, labels and rollouts
     name."""
-    poll: Annotated[Duration, Field(ge=0.1)] = 10.0
+    repository_poll: Annotated[Duration, Field(ge=0.1)] = 10.0
     """How often a repository elsewhere is asked what it has: one listing."""
     grace: Duration = 30.0
     """From SIGTERM to the end; what is in flight may finish. Kubernetes kills after 30 s."""
@@ -250,7 +250,7 @@ class ServeSettings(Section):
 
     def cache_folder(self) -> Path:
         """Where a repository elsewhere is kept."""
-        return (self.cache or self.state_dir / "cache").absolute()
+        return (self.repository_cache or self.state_dir / "cache").absolute()
 
     def slos(self) -> Slos:
         """What each model promises."""
@@ -357,7 +357,7 @@ def read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(f"{path}: a mapping of settings is wanted, a {type(data).__name__} came")
-    _from_folder_of(path, data, ("repository", "state_dir", "ports_file", "cache"))
+    _from_folder_of(path, data, ("repository", "state_dir", "ports_file", "repository_cache"))
     if isinstance(data.get("batch"), dict):
         _from_folder_of(path, data["batch"], ("sink", "state_dir"))
     if isinstance(data.get("queue"), dict):

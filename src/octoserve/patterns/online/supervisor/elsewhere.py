@@ -67,7 +67,7 @@ class Elsewhere:
                 pass  # the loop has ended, and the process does
 
         settings = self._settings
-        self._follower = Follower(self._cache, self._wanted, settings.poll, told, settle=settings.settle)
+        self._follower = Follower(self._cache, self._wanted, settings.repository_poll, told, settle=settings.settle)
         self._room.refresh = self._refresh
         self._follower.start()
         try:
@@ -93,7 +93,7 @@ class Elsewhere:
         """Called in the follower's thread; what it reads of the room is replaced whole."""
         if self._settings.model and model not in self._settings.model:
             return set()
-        newest = set(versions[-self._settings.cache_versions :])
+        newest = set(versions[-self._settings.repository_versions :])
         policy = select(self._room.policy_of(model), versions, ())
         return newest | policy | self._room.named(model) | set(aliases.values())
 

@@ -524,7 +524,8 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
         exclude={
             "state_dir", "ports_file", "admin_host", "admin_port", "admin_token", "protect_metrics", "workers",
             "grace", "settle", "scan", "hang", "model", "version_policy", "models", "rollout", "http_port",
-            "grpc_port", "rollout_store", "keep_rollouts", "cache", "cache_versions", "poll",
+            "grpc_port", "rollout_store", "keep_rollouts", "repository_cache",
+            "repository_versions", "repository_poll",
         },
     )  # fmt: skip
     threads = {name: section.threads for name, section in settings.models.items() if section.threads}
