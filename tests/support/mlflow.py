@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -53,6 +54,7 @@ class Registry:
         self._python = python_of("mlflow")
         self._saving: subprocess.Popen[bytes] | None = None
         self.start()
+        self._save()
 
     @property
     def url(self) -> str:
@@ -94,14 +96,26 @@ class Registry:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, 15)
         self.process.wait(30)
+        if self._saving is not None:
+            self._saving.kill()
+            self._saving.wait(30)
 
     def saved(self, kind: str) -> Path:
         """A scikit-learn model that MLflow has saved as `skops` or `cloudpickle`."""
-        folder = self.folder / "saved"
-        if not folder.exists():
+        if self._saving is not None:
+            assert self._saving.wait(300) == 0
+            self._saving = None
+            with contextlib.suppress(OSError):  # another was first
+                (self.folder / "saved").rename(self._saved)
+        return self._saved / kind
+
+    def _save(self) -> None:
+        """Once for these packages, and while the server starts: importing them takes longest."""
+        self._saved = self._python.parents[1] / f"saved-{hashlib.sha256(_SAVES.encode()).hexdigest()[:12]}"
+        if not self._saved.exists():
             environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": ""}
-            subprocess.run([str(self._python), "-c", _SAVES, str(folder)], cwd=self.folder, env=environ, check=True)
-        return folder / kind
+            command = [str(self._python), "-c", _SAVES, str(self.folder / "saved")]
+            self._saving = subprocess.Popen(command, cwd=self.folder, env=environ, stderr=subprocess.DEVNULL)
 
     def onnx(self, value: int) -> Path:
         """A model that answers this number, as MLflow lays it out."""
