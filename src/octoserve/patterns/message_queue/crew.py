@@ -6,6 +6,7 @@ import logging
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 
 from octoserve.codecs.json_rows import JsonRows
 from octoserve.codecs.request_rows import OpenInferenceRows, RawRows
