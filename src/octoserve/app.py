@@ -126,13 +126,16 @@ def consumers(settings: ServeSettings) -> Consumers | None:
     from octoserve.connectors.queues.answers import TOPIC, Answer
     from octoserve.connectors.queues.callback import tell
     from octoserve.core.errors import SettingsError, Unavailable
+    from octoserve.origins.opening import root_here
     from octoserve.patterns.message_queue.consumers import Consumers
     from octoserve.patterns.message_queue.keeper import Keeper
     from octoserve.patterns.message_queue.settings import REQUESTS, QueueSettings
 
+    repository = str(root_here(settings.repository, settings.cache_folder()))
+
     def settings_of(model: str, version: int) -> QueueSettings:
         return QueueSettings(
-            repository=str(settings.repository),
+            repository=repository,
             model=model,
             version=version,
             source=requests.source_of(model),
@@ -278,17 +281,20 @@ def load(
 ) -> Endpoint:
     """See `octoserve.load`."""
     from octoserve.core.errors import SettingsError
+    from octoserve.core.names import is_elsewhere
     from octoserve.in_process import Endpoint
     from octoserve.patterns.batch.model import Version
 
     if missing not in ("", "nan", "refuse"):
         raise SettingsError(f"missing: nan or refuse wanted, {missing!r} came")
-    folder = Path(path)
-    if version is None and folder.name.isdecimal() and folder.parent.name:
-        folder, version = folder.parent, int(folder.name)
     if isinstance(trust, str):
         raise SettingsError(f"trust: a list of names wanted, {trust!r} came")
-    return Endpoint(Version(folder.parent, folder.name, version, runtimes(trust), {}), columns, missing)
+    repository, _, name = (str(path) if is_elsewhere(path) else os.path.normpath(path)).rstrip("/").rpartition("/")
+    if version is None and name.isdecimal() and repository:
+        version = int(name)
+        repository, _, name = repository.rpartition("/")
+    root = repository or ("/" if os.path.isabs(path) else ".")
+    return Endpoint(Version(root, name, version, runtimes(trust), {}), columns, missing)
 
 
 def queue_kinds(state_dir: str | os.PathLike[str] = ".octoserve", trust: Sequence[str] | None = None) -> Kinds:
@@ -422,14 +428,12 @@ def score(
     **settings: Any,
 ) -> Any:
     """See `octoserve.score`."""
-    from pathlib import Path
-
     from octoserve.patterns.batch.asking import job_settings
     from octoserve.patterns.batch.spark.frame import score as score_frame
     from octoserve.spec import check
 
     section = check({"repository": str(repository), "batch": {"keys": list(keys), **settings}}, {}).batch
-    return score_frame(frame, Path(repository), model, version, job_settings(section), bad_rows, batch_tools)
+    return score_frame(frame, str(repository), model, version, job_settings(section), bad_rows, batch_tools)
 
 
 def worker() -> NoReturn:

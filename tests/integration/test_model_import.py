@@ -145,6 +145,14 @@ def test_what_could_not_be_served_is_not_put_in_place(shop: Shop) -> None:
     assert not shop.repository.exists() or shop.files() == []
 
 
+def test_an_import_done_again_has_the_same_bytes(shop: Shop) -> None:
+    joblib.dump(forest(), shop.folder / "p.joblib")
+    for name in ("one", "two"):
+        shop.take(shop.folder / "p.joblib", "--unpickle", "--name", name)
+    one, two = ((shop.repository / name / "1" / "model.skops").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
 def mlflow(folder: Path, flavors: dict[str, Any], columns: list[tuple[str, str]]) -> Path:
     signature = {"inputs": json.dumps([{"type": kind, "name": name, "required": True} for name, kind in columns])}
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": flavors, "signature": signature}))

@@ -38,12 +38,17 @@ class S3:
     """One bucket of a server of its own."""
 
     def __init__(self) -> None:
+        self.host, self.port = "127.0.0.1", 0
+        self.start()
+        _request(self.host, self.port, "PUT", f"/{BUCKET}")
+
+    def start(self) -> None:
+        """Again where it was, with what it had: its objects outlive its server."""
         from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
-        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._server = ThreadedMotoServer(self.host, self.port, verbose=False)
         self._server.start()
         self.host, self.port = self._server.get_host_and_port()
-        _request(self.host, self.port, "PUT", f"/{BUCKET}")
 
     @property
     def url(self) -> str:

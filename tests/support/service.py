@@ -123,7 +123,7 @@ class Served(Service):
 
 @contextlib.contextmanager
 def serving(
-    repository: Path,
+    repository: Path | str,
     folder: Path,
     *flags: str,
     workers: int = 1,

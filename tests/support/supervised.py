@@ -50,7 +50,7 @@ class Service:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Path | str,
         state_dir: Path,
         *flags: str,
         workers: int = 2,

@@ -261,6 +261,16 @@ def test_labels_pin_and_move_only_to_ready_versions():
     assert house.held == {3}
 
 
+def test_a_registrys_aliases_are_labels_and_any_other_of_the_name_wins():
+    house = House(1, 2, wishes={M: ModelWishes(labels={"stable": 1})}).settle(v1=State.READY, v2=State.READY)
+    house.more["aliases"] = {M: {"stable": 2, "champion": 1}}
+    house.settle()
+    assert house.current.labels == {M: {"stable": 1, "champion": 1}}
+    house.more["aliases"] = {M: {"champion": 2}}
+    house.settle()
+    assert house.current.labels == {M: {"stable": 1, "champion": 2}}
+
+
 def test_specific_policy():
     house = House(1, 2, 3, policy="specific:1,2").settle(v1=State.READY, v2=State.READY)
     assert house.held == {1, 2}

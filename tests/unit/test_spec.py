@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from octoserve import spec
@@ -31,6 +33,19 @@ def test_spec_file_by_variable(tmp_path):
     settings = spec.load({}, {"OCTOSERVE_SPEC": str(path)})
     assert settings.max_queue == 3
     assert settings.repository == tmp_path / "models", "paths are taken from the file's folder"
+
+
+def test_a_repository_elsewhere_is_no_path(tmp_path):
+    path = tmp_path / "o.yaml"
+    path.write_text("repository: s3://bucket/models\nrepository_cache: cached\n")
+    settings = spec.load({}, {"OCTOSERVE_SPEC": str(path)})
+    assert settings.repository == "s3://bucket/models"
+    assert settings.cache_folder() == tmp_path / "cached"
+    with pytest.raises(
+        SettingsError, match=r"--repository: a folder, or an address with s3, .* wanted, 'http://h/m' came"
+    ):
+        spec.load({"repository": "http://h/m"}, {})
+    assert spec.load({"repository": "r"}, {}).cache_folder() == Path(".octoserve/cache").absolute()
 
 
 def test_units_and_lists():
@@ -77,6 +92,7 @@ models:
         ("grace: 3 weeks", "grace: a duration such as 20ms, 30s or 2m wanted"),
         ("version_policy: newest", "version_policy: latest:N, all, or specific:1,2 wanted, 'newest' came"),
         ("log_level: loud", "log_level: 'debug', 'info', 'warning' or 'error' wanted, 'loud' came"),
+        ("repository_poll: 0", "repository_poll: a number, at least 0.1 wanted, 0 came"),
         ("models: {m: {thread: 2}}", "models.m.thread: unknown field; did you mean 'threads'?"),
         ("models: {m: {batching: {row: 2}}}", "models.m.batching.row: unknown field"),
         ("models: {m: {labels: {'12': 2}}}", "a name that is not a number wanted, '12' came"),

@@ -47,6 +47,7 @@ def emr(
     Nothing is sent.
     """
     from octoserve.deploy.emr import EmrJob, check, render
+    from octoserve.origins.opening import root_here
 
     flags = {"model": model, "version": version, "source": source, "sink": sink, "keys": keys, "columns": columns}
     section, folder = _section(flags, repository, spec)
@@ -65,22 +66,23 @@ def emr(
         subnet=subnet,
     )
     check(job, section.source, str(section.sink))
-    for path in render(job, folder, models, pins, out):
+    for path in render(job, root_here(folder), models, pins, out):
         print(path)
     print(f"next: {out / 'README.md'}")
 
 
-def _section(flags: dict[str, Any], repository: str | None, spec: str | None) -> tuple[BatchSection, Path]:
+def _section(flags: dict[str, Any], repository: str | None, spec: str | None) -> tuple[BatchSection, str]:
     from octoserve.cli.batch_settings import asked
 
     wanted = asked(flags, repository, spec)
     wish = wanted.wish()  # says what is missing
-    return wanted.section, Path(wish.repository)
+    return wanted.section, wish.repository
 
 
-def _models(section: BatchSection, repository: Path) -> tuple[list[str], int, dict[str, str]]:
+def _models(section: BatchSection, repository: str) -> tuple[list[str], int, dict[str, str]]:
     """The version's folder in the repository, its bytes, and the packages that it runs on."""
     from octoserve.app import batch_tools
+    from octoserve.origins.opening import root_here
     from octoserve.patterns.batch.model import Version
 
     if not section.model:
@@ -89,8 +91,9 @@ def _models(section: BatchSection, repository: Path) -> tuple[list[str], int, di
         raise SettingsError("version: a number wanted, and no shadow; there is no service to ask for its route there")
     tools = batch_tools()
     found = Version(repository, section.model, section.version, tools.runtimes, tools.libraries)
+    root = root_here(repository)
     folder = f"{found.identity.name}/{found.identity.version}"
-    size = sum(path.stat().st_size for path in (repository / folder).rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in (root / folder).rglob("*") if path.is_file())
     return [folder], size, _pins(found.runtime, found.library)
 
 

@@ -1,4 +1,4 @@
-"""`octoserve model list | inspect | verify | profile | import | init`: a local repository as it lies there.
+"""`octoserve model list | inspect | verify | profile | import | init`: a repository as it lies there.
 
 No service is needed.
 """
@@ -16,6 +16,7 @@ from rich.table import Table
 from octoserve.cli import model_import, model_profile
 from octoserve.control.store import FILE, Store
 from octoserve.core.errors import BrokenVersion, NotFound, SettingsError
+from octoserve.core.names import is_elsewhere
 from octoserve.repository.layout import DiskState, Refused, VersionOnDisk, version_number
 from octoserve.repository.local import LocalRepository
 
@@ -25,7 +26,10 @@ app.command("init")(model_import.init)
 app.command("profile")(model_profile.profile)
 
 Repository = Annotated[
-    Path, typer.Option("--repository", envvar="OCTOSERVE_REPOSITORY", help="Folder of <model>/<version>/.")
+    str,
+    typer.Option(
+        "--repository", envvar="OCTOSERVE_REPOSITORY", help="Folder of <model>/<version>/, or where else it is."
+    ),
 ]
 StateDir = Annotated[
     Path, typer.Option("--state-dir", envvar="OCTOSERVE_STATE_DIR", help="Where serve keeps its state.")
@@ -36,8 +40,16 @@ STATE_DIR = Path(".octoserve")
 
 @app.command("list")
 def list_(repository: Repository, state_dir: StateDir = STATE_DIR, as_json: Json = False) -> None:
-    """List models and versions with their digests."""
-    rows = [_row(version, _recorded(repository, state_dir)) for version in _versions(repository)[0]]
+    """List models and versions with their digests; of a repository elsewhere nothing is fetched for it."""
+    root, elsewhere = _root(repository, state_dir), _elsewhere(repository, state_dir)
+    recorded = _recorded(root, state_dir)
+    there = [
+        version for version in _versions(root)[0] if not elsewhere or (version.model, version.version) in elsewhere
+    ]
+    rows = [_row(version, recorded) for version in there]
+    known = {(row["model"], row["version"]) for row in rows}
+    rows += [_far(model, version, recorded) for model, version in elsewhere if (model, version) not in known]
+    rows.sort(key=lambda row: (row["model"], row["version"]))
     if as_json:
         print(json.dumps(rows))
         return
@@ -61,9 +73,10 @@ def inspect(
 
     Exit code 1 if it cannot be loaded.
     """
-    versions, notes = _versions(repository)
+    root = _root(repository, state_dir, name)
+    versions, notes = _versions(root)
     version = _named(name, versions, repository)[-1]
-    shown = _row(version, _recorded(repository, state_dir))
+    shown = _row(version, _recorded(root, state_dir))
     shown["path"] = version.path
     shown["ignored"] = [note for note in notes if note.startswith(f"{version.model}/")]
     shown.update(_signature(version))
@@ -100,15 +113,16 @@ def verify(
     Exit code 1 if one differs or a version cannot be served. --accept records what lies there: a service
     that has the version loaded serves on with what it holds until the model is unloaded and loaded.
     """
-    versions, _ = _versions(repository)
+    root = _root(repository, state_dir, name)
+    versions, _ = _versions(root)
     chosen = _named(name, versions, repository) if name else versions
     if accept and chosen:
-        store = Store(state_dir, repository)
+        store = Store(state_dir, root)
         for version in chosen:
             if version.state is DiskState.WHOLE:
                 store.record_digest((version.model, version.version), version.digest, replace=True)
         store.close()
-    rows = [_row(version, _recorded(repository, state_dir)) for version in chosen]
+    rows = [_row(version, _recorded(root, state_dir)) for version in chosen]
     if as_json:
         print(json.dumps(rows))
     else:
@@ -116,6 +130,27 @@ def verify(
             print(f"{row['model']}/{row['version']}: {row['verdict']}")
     if any(row["verdict"] not in ("same", "not recorded yet") for row in rows):
         raise typer.Exit(1)
+
+
+def _root(repository: str, state_dir: Path, name: str = "") -> Path:
+    """The folder to look at. name: of a repository elsewhere, the version that is fetched first."""
+    if not is_elsewhere(repository):
+        return Path(repository)
+    from octoserve.origins.opening import cache_folder, here, root_here
+
+    model, _, number = name.partition("/")
+    if model:
+        here(repository, model, version_number(number), cache_folder(state_dir))
+    return root_here(repository, cache_folder(state_dir))
+
+
+def _elsewhere(repository: str, state_dir: Path) -> tuple[tuple[str, int], ...]:
+    """What a repository elsewhere has; nothing for a folder."""
+    if not is_elsewhere(repository):
+        return ()
+    from octoserve.origins.opening import cache_folder, versions_there
+
+    return versions_there(repository, cache_folder(state_dir))
 
 
 def _versions(repository: Path) -> tuple[list[VersionOnDisk], tuple[str, ...]]:
@@ -138,6 +173,20 @@ def _recorded(repository: Path, state_dir: Path) -> dict[tuple[str, int], str]:
         return store.digests()
     finally:
         store.close()
+
+
+def _far(model: str, version: int, recorded: dict[tuple[str, int], str]) -> dict[str, Any]:
+    reason = "`octoserve model inspect` fetches it"
+    return {
+        "model": model,
+        "version": version,
+        "state": "not in the cache",
+        "reason": reason,
+        "runtime": "",
+        "digest": "",
+        "recorded": recorded.get((model, version), ""),
+        "verdict": "not in the cache",
+    }
 
 
 def _row(version: VersionOnDisk, recorded: dict[tuple[str, int], str]) -> dict[str, Any]:
@@ -164,7 +213,7 @@ def _row(version: VersionOnDisk, recorded: dict[tuple[str, int], str]) -> dict[s
     }
 
 
-def _named(name: str, versions: list[VersionOnDisk], repository: Path) -> list[VersionOnDisk]:
+def _named(name: str, versions: list[VersionOnDisk], repository: str) -> list[VersionOnDisk]:
     model, _, number = name.partition("/")
     if number and version_number(number) is None:
         raise SettingsError(f"MODEL/VERSION: a version is a number from 1, {number!r} came")

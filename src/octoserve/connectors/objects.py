@@ -62,6 +62,10 @@ class Found(msgspec.Struct, frozen=True):
     modified: float
 
 
+STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+"""Scheme -> the client's class. Only the first is tested."""
+
+
 def split_url(url: str) -> tuple[str, str]:
     """`s3://bucket/key` -> bucket, key. Raises SettingsError."""
     scheme, _, rest = url.partition("://")
@@ -90,17 +94,14 @@ class Bucket:
         patience: timedelta = PATIENCE,
         settings: aws.Aws | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        scheme: str = "s3",
     ) -> None:
+        """settings: where S3 is; unset: as the environment says. scheme: one of STORES."""
         self.name = name
+        self._scheme = scheme
         self._lib = obstore()
         self._sleep = sleep
         self._patience = patience.total_seconds()
-        said = aws.found() if settings is None else settings
-        config = {
-            "access_key_id": said.key, "secret_access_key": said.secret, "session_token": said.token,
-            "region": said.region, "endpoint": said.endpoint,
-        }  # fmt: skip
-        client = {"timeout": request, "allow_http": said.endpoint.startswith("http://")}
         retry = {
             "max_retries": 20,
             "retry_timeout": patience,
@@ -111,18 +112,35 @@ class Bucket:
             },
         }
         try:
-            self._store = obstore("store").S3Store(
-                name,
-                config={setting: value for setting, value in config.items() if value},
-                client_options=client,
-                retry_config=retry,
-                credential_provider=_boto3(said) if said.asks_elsewhere else None,
-            )
+            self._store = self._opened(request, retry, settings)
         except obstore("exceptions").BaseError as error:
-            raise SettingsError(f"s3://{name}: {_text(error)}") from None
+            raise SettingsError(f"{scheme}://{name}: {_text(error)}") from None
         errors = obstore("exceptions")
         self._no_right = (errors.PermissionDeniedError, errors.UnauthenticatedError)
         self._temporary = (errors.GenericError, errors.JoinError)
+
+    def _opened(self, request: timedelta, retry: Any, settings: aws.Aws | None) -> Any:
+        """The client."""
+        if self._scheme != "s3":  # these two find by themselves who asks
+            return getattr(obstore("store"), STORES[self._scheme])(
+                self.name, client_options={"timeout": request}, retry_config=retry
+            )
+        said = aws.found() if settings is None else settings
+        config = {
+            "access_key_id": said.key, "secret_access_key": said.secret, "session_token": said.token,
+            "region": said.region, "endpoint": said.endpoint,
+        }  # fmt: skip
+        return obstore("store").S3Store(
+            self.name,
+            config={setting: value for setting, value in config.items() if value},
+            client_options={"timeout": request, "allow_http": said.endpoint.startswith("http://")},
+            retry_config=retry,
+            credential_provider=_boto3(said) if said.asks_elsewhere else None,
+        )
+
+    def url(self, key: str) -> str:
+        """As people write it."""
+        return f"{self._scheme}://{self.name}/{key}"
 
     def head(self, key: str) -> Found:
         """Raises Missing."""
@@ -131,6 +149,7 @@ class Bucket:
     def list(self, prefix: str) -> Iterator[Found]:
         """All below the folder `prefix`, in no order. A list that is cut short is begun anew."""
         seen: set[str] = set()
+        until = time.monotonic() + self._patience
         for attempt in range(_TIMES):
             try:
                 for found in self._list(prefix):
@@ -139,7 +158,7 @@ class Bucket:
                         yield found
                 return
             except StoreTrouble:
-                if attempt + 1 == _TIMES:
+                if attempt + 1 == _TIMES or time.monotonic() > until:
                     raise
                 self._sleep(_pause(attempt))
 
@@ -167,7 +186,7 @@ class Bucket:
         def body() -> Any:
             data = self._lib.get(self._store, key, options=options).bytes()
             if len(data) != stop - start:
-                raise StoreTrouble(f"s3://{self.name}/{key}: {stop - start} bytes wanted, {len(data)} came")
+                raise StoreTrouble(f"{self.url(key)}: {stop - start} bytes wanted, {len(data)} came")
             return memoryview(data)
 
         return self._again(lambda: self._said(key, body))
@@ -185,7 +204,7 @@ class Bucket:
             etag = self._is(key, data)
             if etag:
                 return etag
-            raise Exists(f"s3://{self.name}/{key} exists") from None
+            raise Exists(f"{self.url(key)} exists") from None
 
     def replace(self, key: str, data: bytes, etag: str) -> str:
         """A whole object over the one with that ETag; the new one's. Raises Changed; see `create` about repetitions."""
@@ -195,7 +214,7 @@ class Bucket:
             new = self._is(key, data)
             if new:
                 return new
-            raise Changed(f"s3://{self.name}/{key} was changed by another") from None
+            raise Changed(f"{self.url(key)} was changed by another") from None
 
     def delete(self, keys: Sequence[str]) -> None:
         """Those that are there."""
@@ -256,7 +275,7 @@ class Bucket:
     def _said(self, key: str, ask: Callable[[], T]) -> T:
         """Errors by their kind, in our words."""
         errors = obstore("exceptions")
-        url = f"s3://{self.name}/{key}"
+        url = self.url(key)
         try:
             return ask()
         except (errors.NotFoundError, FileNotFoundError):

@@ -236,7 +236,8 @@ def _plan_of_rollout(snapshot: Snapshot, wish: Wish, candidates: dict[int, Versi
 
 
 def _label_wishes(snapshot: Snapshot, model: str) -> dict[str, int]:
-    return {**snapshot.wishes_of(model).labels, **snapshot.labels.get(model, {})}
+    aliases = snapshot.aliases.get(model, {})
+    return {**aliases, **snapshot.wishes_of(model).labels, **snapshot.labels.get(model, {})}
 
 
 def _labels(snapshot: Snapshot, model: str, candidates: dict[int, VersionRef]) -> dict[str, int]:

@@ -88,6 +88,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     default: ModelWishes = ModelWishes()
     labels: Mapping[str, Mapping[str, int]] = {}
     """Set by API; they win over those of the wishes."""
+    aliases: Mapping[str, Mapping[str, int]] = {}
+    """What a registry calls its versions; any other label wins over them."""
     rollouts: Mapping[str, Wish] = {}
     """What live rollouts ask of the data plane, by model."""
     endpoints: Mapping[str, Endpoint] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 
 MAX_LENGTH = 200
 RUNTIMES = "octoserve.runtimes"
@@ -28,6 +29,11 @@ def label_problem(name: str) -> str:
     if not letters.isalnum() or len(name) > MAX_LENGTH:
         return f"at most {MAX_LENGTH} letters, digits, '-' and '_'"
     return "a name that is not a number" if name.isdigit() else ""
+
+
+def is_elsewhere(place: str | os.PathLike[str]) -> bool:
+    """Whether a repository is an address, and no folder."""
+    return "://" in str(place)
 
 
 def is_loopback(host: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from octoserve.core.errors import NotFound, SettingsError
+from octoserve.core.names import is_elsewhere
 from octoserve.repository.digest import stamp
 from octoserve.repository.layout import DiskState, VersionOnDisk
 from octoserve.repository.local import LocalRepository
@@ -20,14 +22,22 @@ class Found(NamedTuple):
     stamp: tuple[tuple[str, int, int, int], ...]
 
 
-def find(repository: Path, name: str, number: int | None, runtimes: Mapping[str, Runtime], may_repeat: str) -> Found:
-    """A version to score with; all of its files are read, once. Blocking.
+def find(
+    repository: str | os.PathLike[str], name: str, number: int | None, runtimes: Mapping[str, Runtime], may_repeat: str
+) -> Found:
+    """A version to score with, fetched if the repository lies elsewhere; all of its files are read, once. Blocking.
 
     number:     None for the highest
     may_repeat: what may happen twice after a crash ("a batch may run a row"), which a model with effects must not
-    Raises NotFound, SettingsError.
+    Raises NotFound, SettingsError, Away.
     """
-    local = LocalRepository(repository, artifacts_of(runtimes.values()), (name,), named=tuple(runtimes), settle=0.0)
+    if is_elsewhere(repository):
+        from octoserve.origins.opening import here
+
+        root, number = here(repository, name, number)
+    else:
+        root = Path(repository)
+    local = LocalRepository(root, artifacts_of(runtimes.values()), (name,), named=tuple(runtimes), settle=0.0)
     versions = local.scan(trust=(name,)).models.get(name, ())
     if not versions:
         raise NotFound(f"no model {name!r} in {repository}; `octoserve model list --repository {repository}` shows all")

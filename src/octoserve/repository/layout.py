@@ -138,10 +138,14 @@ class VersionOnDisk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """All models with their versions, ascending; `notes` are names that were ignored, with the reason."""
+    """All models with their versions, ascending; `notes` are names that were ignored, with the reason.
+
+    labels: what a registry calls its versions
+    """
 
     models: dict[str, tuple[VersionOnDisk, ...]]
     notes: tuple[str, ...] = ()
+    labels: Mapping[str, Mapping[str, int]] = {}
 
 
 def version_number(name: str) -> int | None:

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
 from octoserve.core.doors import DOORS, Door
 from octoserve.core.errors import SettingsError
-from octoserve.core.names import is_loopback
+from octoserve.core.names import is_elsewhere, is_loopback
 from octoserve.core.observation import Observations, Observed
 from octoserve.core.slo import Slos
 from octoserve.core.trace_context import Tracing
@@ -124,14 +124,28 @@ class ModelSection(Section):
     """How this model's new versions meet production; taken whole, instead of the service's `rollout`."""
 
 
+def _repository(value: Any) -> Any:
+    """A folder, or an address as text."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or (is_elsewhere(value) and value.partition("://")[0] not in _ELSEWHERE):
+        raise ValueError(f"a folder, or an address with {', '.join(_ELSEWHERE)},")
+    return value if is_elsewhere(value) else Path(value)
+
+
+_ELSEWHERE = ("s3", "gs", "az", "mlflow+http", "mlflow+https")
+Repository = Annotated[Path | str, BeforeValidator(_repository), WithJsonSchema({"type": "string"})]
+
+
 class ServeSettings(Section):
     """Settings of `octoserve serve`."""
 
-    repository: Path
-    """Folder of <model>/<version>/model.onnx."""
+    repository: Repository
+    """Folder of <model>/<version>/model.onnx; or s3://bucket/folder of these, or a registry, mlflow+http://host:5000."""
     trust: Annotated[list[str], BeforeValidator(_split)] = Field(default_factory=list)
-    """What versions in this repository may bring beyond data: `code` (a model.py), or the name of a type that a skops
-    file holds. Whoever can write to the repository then runs code here. Empty: nothing."""
+    """What versions in this repository may bring beyond data: `code` (a model.py), the name of a type that a skops
+    file holds, or `pickle` (of an MLflow registry, read when it is converted). Whoever can write to the repository then
+    runs code here. Empty: nothing."""
     model: Annotated[list[str], BeforeValidator(_split)] = Field(default_factory=list)
     """Serve these models only; empty: every model in the repository."""
     models: dict[str, ModelSection] = Field(default_factory=dict)
@@ -218,6 +232,13 @@ class ServeSettings(Section):
     """How long a version folder's files must have rested before it is loaded."""
     scan: Duration = 1.0
     """How often the repository is looked at."""
+    repository_cache: Path | None = None
+    """Where a repository elsewhere is kept; services and jobs may share it. Unset: `cache` in the state directory."""
+    repository_versions: Annotated[int, Field(ge=1)] = 3
+    """How many of a model's newest versions are fetched from elsewhere, beside those that policy, labels and rollouts
+    name."""
+    repository_poll: Annotated[Duration, Field(ge=0.1)] = 10.0
+    """How often a repository elsewhere is asked what it has: one listing."""
     grace: Duration = 30.0
     """From SIGTERM to the end; what is in flight may finish. Kubernetes kills after 30 s."""
     hang: Duration = 15.0
@@ -226,6 +247,10 @@ class ServeSettings(Section):
     """What is logged."""
     log_format: Literal["text", "json"] = "text"
     """How it is logged."""
+
+    def cache_folder(self) -> Path:
+        """Where a repository elsewhere is kept."""
+        return (self.repository_cache or self.state_dir / "cache").absolute()
 
     def slos(self) -> Slos:
         """What each model promises."""
@@ -332,7 +357,7 @@ def read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(f"{path}: a mapping of settings is wanted, a {type(data).__name__} came")
-    _from_folder_of(path, data, ("repository", "state_dir", "ports_file"))
+    _from_folder_of(path, data, ("repository", "state_dir", "ports_file", "repository_cache"))
     if isinstance(data.get("batch"), dict):
         _from_folder_of(path, data["batch"], ("sink", "state_dir"))
     if isinstance(data.get("queue"), dict):
@@ -363,7 +388,7 @@ def _security_from_folder_of(path: Path, section: Any) -> None:
 
 def _from_folder_of(path: Path, section: dict[str, Any], keys: tuple[str, ...]) -> None:
     for key in keys:
-        if isinstance(section.get(key), str):
+        if isinstance(section.get(key), str) and not is_elsewhere(section[key]):
             section[key] = str(path.parent / section[key])
 
 

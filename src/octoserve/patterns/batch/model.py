@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class Version:
 
     def __init__(
         self,
-        repository: Path,
+        repository: str | os.PathLike[str],
         name: str,
         number: int | None,
         runtimes: Mapping[str, Runtime],
@@ -28,7 +29,8 @@ class Version:
     ) -> None:
         """number: None for the highest. libraries: runtime -> what it runs on, with version.
 
-        Raises NotFound, SettingsError. Reads all of the version's files, once.
+        repository: a folder, or where else it lies
+        Raises NotFound, SettingsError, Away. Reads all of the version's files, once.
         """
         found, before = find(repository, name, number, runtimes, "a batch may run a row")
         self.identity = ModelIdentity(name, found.version, found.digest)

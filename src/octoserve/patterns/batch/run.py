@@ -19,6 +19,7 @@ from octoserve.connectors.postgres import Databases
 from octoserve.connectors.source import Source
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.errors import Internal, OctoserveError, SettingsError
+from octoserve.core.names import is_elsewhere
 from octoserve.patterns.batch import databases as ways
 from octoserve.patterns.batch import manifest, plan
 from octoserve.patterns.batch.engine import Budget, Engine, Local, Opened, Stage, row_bytes
@@ -153,7 +154,7 @@ def open_job(wish: Wish, planned: Job | None, workers: int, tools: Tools, source
     """
 
     def find(number: int | None) -> Version:
-        return Version(Path(wish.repository), wish.model, number, tools.runtimes, tools.libraries)
+        return Version(wish.repository, wish.model, number, tools.runtimes, tools.libraries)
 
     was = planned.routing if planned is not None else None
     crew = crew_of(find, wish.version, wish.plan, wish.shadow, wish.noise, was)
@@ -163,7 +164,7 @@ def open_job(wish: Wish, planned: Job | None, workers: int, tools: Tools, source
     if not settings.missing:
         settings = msgspec.structs.replace(settings, missing=version.settings.missing or "refuse")
     job = Job(
-        repository=os.path.abspath(wish.repository),
+        repository=wish.repository if is_elsewhere(wish.repository) else os.path.abspath(wish.repository),
         source=source.pinned,
         model=version.identity,
         files=source.files,

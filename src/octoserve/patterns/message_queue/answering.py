@@ -41,7 +41,7 @@ class RequestModel:
         """Loads the version, also one that takes no rows. Raises NotFound, BrokenVersion, SettingsError."""
         if settings.plan is not None:
             raise SettingsError("version: whole requests are answered by one version: a number, or stable")
-        ref = find(Path(settings.repository), settings.model, settings.version, runtimes)
+        ref = find(settings.repository, settings.model, settings.version, runtimes)
         loaded = loading.load(runtimes, ref.runtime, Path(ref.path), ref.threads, ref.batching)
         settle_batching(loaded)
         self.name = ref.model

@@ -120,7 +120,7 @@ class Crew:
 
     def _load(self, number: int | None) -> Handle:
         settings = self._settings
-        return load(find(Path(settings.repository), settings.model, number, self._runtimes), self._runtimes)
+        return load(find(settings.repository, settings.model, number, self._runtimes), self._runtimes)
 
     def _publish(self, handle: Handle) -> int:
         number = handle.ref.version

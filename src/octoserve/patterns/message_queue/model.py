@@ -28,7 +28,7 @@ from octoserve.telemetry.metrics import Registry
 T = TypeVar("T")
 
 
-def find(repository: Path, name: str, number: int | None, runtimes: Mapping[str, Runtime]) -> VersionRef:
+def find(repository: str, name: str, number: int | None, runtimes: Mapping[str, Runtime]) -> VersionRef:
     """number: None for the highest. Reads the version's files. Raises NotFound, SettingsError."""
     found, _ = lookup.find(repository, name, number, runtimes, "a queue may run a message")
     threads = found.settings.threads or 1

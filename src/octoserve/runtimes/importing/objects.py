@@ -6,6 +6,8 @@ server: what is written is the library's own format.
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from octoserve.runtimes.library import first_line, needed
 PICKLES = (".pkl", ".pickle", ".joblib", ".cloudpickle")
 _COPIED = {".onnx": "model.onnx", ".ubj": "model.ubj", ".json": "model.json", ".txt": "model.txt", ".lgb": "model.txt",
            ".skops": "model.skops"}  # fmt: skip
+_SCHEMA = "schema.json"
 _BOOSTERS = (".bst", ".xgb", ".model")
 """Names that people give XGBoost's files; what is in them says which of its forms it is."""
 
@@ -62,7 +65,7 @@ def from_object(model: Any, name: str) -> Draft:
         return Draft(files={"model.txt": _writes(booster.save_model)}, settings=_labels(model))
     if hasattr(model, "get_params") and ("sklearn" in origin or hasattr(model, "fit")):
         skops = needed("skops.io", "sklearn", name)
-        return Draft(files={"model.skops": lambda path: skops.dump(model, path)})
+        return Draft(files={"model.skops": lambda path: _dump(skops, model, path)})
     raise SettingsError(
         f"{name} holds a {type(model).__module__}.{type(model).__qualname__}; a scikit-learn estimator, or a model of "
         "XGBoost or LightGBM is wanted. For anything else write a model.py: `octoserve model init`"
@@ -76,6 +79,37 @@ def _booster(path: Path) -> Any:
             return xgboost.Booster(model_file=str(path))
     except Exception as error:
         raise BrokenVersion(f"{path.name}: XGBoost cannot read it: {first_line(error)}") from error
+
+
+def _dump(skops: Any, model: Any, path: Path) -> None:
+    """As skops writes it, but the same bytes each time: it names parts by where they lay in memory, and by the hour."""
+    skops.dump(model, path)
+    with zipfile.ZipFile(path) as written:
+        parts = {name: written.read(name) for name in written.namelist()}
+    schema = json.loads(parts.pop(_SCHEMA))
+    names: dict[str, str] = {}
+    _renumber(schema, {}, names, parts)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in (
+            (_SCHEMA, json.dumps(schema, indent=2).encode()),
+            *((n, parts[old]) for old, n in names.items()),
+        ):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+
+
+def _renumber(node: Any, ids: dict[int, int], names: dict[str, str], parts: dict[str, bytes]) -> None:
+    """Ids and the names of parts in the order in which they come."""
+    if isinstance(node, list):
+        for item in node:
+            _renumber(item, ids, names, parts)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key == "__id__" and isinstance(value, int):
+                node[key] = ids.setdefault(value, len(ids) + 1)
+            elif key == "file" and isinstance(value, str) and value in parts:
+                node[key] = names.setdefault(value, f"{len(names) + 1}{Path(value).suffix}")
+            else:
+                _renumber(value, ids, names, parts)
 
 
 def _writes(save: Callable[[str], Any]) -> Callable[[Path], None]:

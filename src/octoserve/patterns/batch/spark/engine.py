@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import msgspec
 
 from octoserve.connectors.postgres import PostgresSource
 from octoserve.core.errors import Internal, SettingsError
+from octoserve.origins.opening import root_here
 from octoserve.patterns.batch.engine import Stage
 from octoserve.patterns.batch.job import Interrupted, Job, RunSettings, Split
 from octoserve.patterns.batch.journal import Finished
@@ -72,7 +72,7 @@ class SparkEngine:
     def _order(self, spark: Spark, stage: Stage, left: Sequence[Split], desk: Desk) -> Order:
         job = stage.opened.job
         models = [job.model, *(job.routing.versions() if job.routing is not None else ())]
-        model = shipping.ship(spark, Path(job.repository), models)
+        model = shipping.ship(spark, root_here(job.repository), models)
         return Order(
             run=job.id(),
             reach=desk.reach,

@@ -6,7 +6,6 @@ What is written, where and how often, is the caller's `write`; there is no journ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +14,7 @@ from octoserve.connectors.arrow import Array as ArrowArray
 from octoserve.connectors.arrow import DataType, RecordBatch, pyarrow
 from octoserve.core.errors import InvalidInput, SettingsError
 from octoserve.core.signature import TensorSpec
+from octoserve.origins.opening import root_here
 from octoserve.patterns.batch.job import JobSettings, ModelIdentity
 from octoserve.patterns.batch.matching import Feed, match
 from octoserve.patterns.batch.model import Version
@@ -50,7 +50,7 @@ class _Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 def score(
     frame: DataFrame,
-    repository: Path,
+    repository: str,
     model: str,
     version: int | None,
     settings: JobSettings,
@@ -68,7 +68,7 @@ def score(
     spark = Spark(frame.sparkSession)
     recipe = _Recipe(
         model=chosen.identity,
-        archive=shipping.ship(spark, repository, [chosen.identity]),
+        archive=shipping.ship(spark, root_here(repository), [chosen.identity]),
         feeds=matched.feeds,
         outputs=loaded.signature.outputs,
         passed=matched.passed,

@@ -88,6 +88,9 @@ def application(supervisor: Supervisor) -> ASGIApp:
     async def generation(_: Request) -> Response:
         return JSONResponse(generation_view(room))
 
+    async def repository(_: Request) -> Response:
+        return JSONResponse(supervisor.elsewhere.view() or {"folder": str(supervisor.repository.root)})
+
     async def slo(_: Request) -> Response:
         return JSONResponse(await supervisor.slo.view())
 
@@ -130,6 +133,7 @@ def application(supervisor: Supervisor) -> ASGIApp:
             Route("/api/models/{model}/plan", plan),
             Route("/api/workers", workers),
             Route("/api/generation", generation),
+            Route("/api/repository", repository),
             Route("/api/slo", slo),
             Route("/api/drift", drift),
             Route("/api/models/{model}/load", load, methods=["POST"]),

@@ -27,6 +27,7 @@ async def page(supervisor: Supervisor) -> tuple[bytes, str]:
         *supervisor.predictions.families(),
         *supervisor.drift.families(snapshots),
         *supervisor.consumers.families(),
+        *supervisor.elsewhere.families(),
     ]
     return render(snapshots, own), CONTENT_TYPE
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from msgspec import structs
 
 from octoserve.control.catalog import problem
+from octoserve.control.policy import VersionPolicy
 from octoserve.control.readiness import failure, ready_everywhere, ready_somewhere, settled_everywhere
 from octoserve.control.reconcile import reconcile
 from octoserve.control.rollout.values import Endpoint
@@ -73,6 +74,9 @@ class ControlRoom:
         self._retries: dict[str, int] = {}
         self._noted: frozenset[str] = frozenset()
         self._first_look: float | None = None
+        self._looks_begun = 0
+        self.looks = 0
+        """Of the repository, that have ended."""
         self._trusted: set[str] = set()
         self._in_digest: set[tuple[Key, str]] = set()
         self._base_attempt = 0
@@ -81,6 +85,8 @@ class ControlRoom:
         """The highest generation that anything beside the workers has seen."""
         self.fronts = RouteBackends(self, lambda _: None, {})
         """What stands in front of the workers; set by who makes it."""
+        self.refresh: Callable[[str], Awaitable[None]] | None = None
+        """Where the repository is a cache: fetch what there is now of a model. Set by who follows the origin."""
         self._wake = asyncio.Event()
         self._turned = asyncio.Condition()
         self._due = 0.0
@@ -129,6 +135,29 @@ class ControlRoom:
         """Something changed."""
         self._wake.set()
 
+    def look_now(self) -> int:
+        """The repository changed; `looks` from where on that has been seen."""
+        self._due = 0.0
+        self.wake()
+        return self._looks_begun + 1
+
+    def begin_anew(self) -> int:
+        """The same, and a start waits for what is there now as if it had just begun."""
+        self._first_look = None
+        return self.look_now()
+
+    def named(self, model: str) -> set[int]:
+        """Versions that are loaded, routed, trusted or labelled, whatever the policy says of new ones."""
+        wish, endpoint = self.rollouts.get(model), self.endpoints.get(model)
+        named = {ref.version for ref in self.current.versions if ref.model == model}
+        named |= set(wish.keep) if wish is not None else set()
+        named |= {endpoint.stable} if endpoint is not None else set()
+        return named | {*self._wishes.get(model, self._default).labels.values(), *self._labels.get(model, {}).values()}
+
+    def policy_of(self, model: str) -> VersionPolicy:
+        """Which versions of it the operator wants."""
+        return self._wishes.get(model, self._default).policy
+
     async def close(self) -> None:
         """Close the store; threads that are busy are left to end with the process."""
         if self._store is not None:
@@ -173,8 +202,11 @@ class ControlRoom:
 
     async def _look(self) -> None:
         trust = frozenset(self._trusted)
+        self._looks_begun += 1
+        mine = self._looks_begun
         scan = await self._in_files(lambda: self.repository.scan(trust))
         self.scan = scan
+        self.looks = mine
         for note in set(scan.notes) - self._noted:
             log.info("repository: %s", note)
         self._noted = frozenset(scan.notes)
@@ -234,6 +266,7 @@ class ControlRoom:
             wishes=self._wishes,
             default=self._default,
             labels=self._labels,
+            aliases=self.scan.labels if self.scan is not None else {},
             rollouts=self.rollouts,
             endpoints=self.endpoints,
         )
@@ -250,6 +283,8 @@ class ControlRoom:
         self._trusted.add(model)
         self._due = 0.0
         try:
+            if self.refresh is not None:
+                await self.refresh(model)
             await self._in_files(lambda: self.repository.read_again(model))
             await self._look_for(model)
             self._known(model)
@@ -341,7 +376,10 @@ class ControlRoom:
         """
         self._known(model)
         spec = self._wishes.get(model, self._default).labels
+        registry = self.scan.labels.get(model, {}) if self.scan is not None else {}
         if label not in self._labels.get(model, {}):
+            if label in registry and label not in spec:
+                raise Unsupported(f"label {label!r} of {model!r} is an alias of the registry; take it away there")
             if label in spec:
                 raise Unsupported(f"label {label!r} of {model!r} is set in the spec; take it out there")
             raise NotFound(f"model {model!r} has no label {label!r}")
@@ -350,7 +388,10 @@ class ControlRoom:
         self._labels[model].pop(label, None)
         self.wake()
         await self._until(
-            lambda: (label in spec or label not in self.current.labels.get(model, {})) and self.all_follow(),
+            lambda: (
+                (label in spec or label in registry or label not in self.current.labels.get(model, {}))
+                and self.all_follow()
+            ),
             f"removal of label {label!r} of {model!r}",
         )
 

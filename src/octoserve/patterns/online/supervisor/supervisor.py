@@ -39,6 +39,7 @@ from octoserve.patterns.online.supervisor.consumers import Consumers, NoConsumer
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
 from octoserve.patterns.online.supervisor.drift_watch import DriftWatch
+from octoserve.patterns.online.supervisor.elsewhere import Elsewhere, Nearby, open_repository
 from octoserve.patterns.online.supervisor.fleet import Fleet, FleetTimes
 from octoserve.patterns.online.supervisor.fleet_member import Member
 from octoserve.patterns.online.supervisor.pairs import NoPairs, Pairs
@@ -53,7 +54,6 @@ from octoserve.patterns.online.supervisor.service_files import ServiceFiles, Ser
 from octoserve.patterns.online.supervisor.slo_watch import SloWatch
 from octoserve.patterns.online.supervisor.worker_process import spawn_blank
 from octoserve.repository.layout import ARTIFACTS, Formats, VersionOnDisk
-from octoserve.repository.local import LocalRepository
 
 if TYPE_CHECKING:
     from octoserve.control.rollout.values import Rollout
@@ -112,13 +112,7 @@ class Supervisor:
         self.predictions = PredictionKeeper(settings.observations(), settings.state_dir.resolve() / "predictions")
         self.predictions.check()
         formats = formats or Formats(ARTIFACTS)
-        self.repository = LocalRepository(
-            settings.repository,
-            formats.artifacts,
-            settings.model or None,
-            named=formats.named,
-            settle=settings.settle,
-        )
+        self.repository, cache = open_repository(settings, formats)
         self._claim()
         self.security = SecurityWatch(settings, self.files.inside)
         self.security.open()
@@ -144,6 +138,9 @@ class Supervisor:
         self.room.fronts = RouteBackends(
             self.room, lambda endpoint: front_section(endpoint, settings), self._fronts(), self._changed
         )
+        self.elsewhere: Elsewhere | Nearby = Nearby()
+        if cache is not None:
+            self.elsewhere = Elsewhere(cache, settings, self.room)
         self.consumers: Consumers = consumers or NoConsumers()
         self.pairs: Pairs = pairs(settings.state_dir) if pairs is not None else NoPairs()
         self.rollouts = Rollouts(
@@ -311,6 +308,7 @@ class Supervisor:
                 self._left_alone = self.fleet.disown()  # what is stored cannot be read: workers of before serve on
                 raise
             self._start(self.room.run())
+            self._start(self.elsewhere.run())
             self._start(self.room.fronts.run())
             self._start(self._watch())
             self._start(self._announce())
@@ -433,7 +431,7 @@ class Supervisor:
             self.settings.ports_file.unlink(missing_ok=True)
         loop = asyncio.get_running_loop()
         limit = loop.time() + READY_LIMIT
-        while not (self.room.initially_settled() and self.room.fronts.settled()) and loop.time() < limit:
+        while not self._settled() and loop.time() < limit:
             await asyncio.sleep(0.01)
         self.ready = True
         if self.settings.ports_file is not None:
@@ -444,6 +442,10 @@ class Supervisor:
             write_atomically(self.settings.ports_file, msgspec.json.encode(ports), mode=0o644)
         if self._on_ready is not None:
             self._on_ready(self)
+
+    def _settled(self) -> bool:
+        """What is there has loaded or failed, and what stands in front knows it."""
+        return self.elsewhere.looked() and self.room.initially_settled() and self.room.fronts.settled()
 
     async def _admin(self) -> None:
         # In a thread: importing takes long enough that workers would wait for an answer.
@@ -523,7 +525,8 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
         exclude={
             "state_dir", "ports_file", "admin_host", "admin_port", "admin_token", "protect_metrics", "workers",
             "grace", "settle", "scan", "hang", "model", "version_policy", "models", "rollout", "http_port",
-            "grpc_port", "rollout_store", "keep_rollouts",
+            "grpc_port", "rollout_store", "keep_rollouts", "repository_cache",
+            "repository_versions", "repository_poll",
         },
     )  # fmt: skip
     threads = {name: section.threads for name, section in settings.models.items() if section.threads}
