@@ -200,6 +200,18 @@ def unary(channel: grpc.Channel, name: str, key: str = "", /, **fields: Any) -> 
     return call(request, metadata=(("authorization", f"Bearer {key}"),) if key else (), timeout=30)
 
 
+def tensorflow(channel: grpc.Channel, name: str, key: str, model: str) -> Any:
+    """A method of TensorFlow Serving's."""
+    request = message(f"tensorflow.serving.{name}Request")()
+    request.model_spec.name = model
+    if name == "GetModelMetadata":
+        request.metadata_field.append("signature_def")
+    service = "ModelService" if name == "GetModelStatus" else "PredictionService"
+    call = channel.unary_unary(f"/tensorflow.serving.{service}/{name}")
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
+    return call(request.SerializeToString(), metadata=metadata, timeout=30)
+
+
 def refused(work: Callable[..., Any], *args: Any, **fields: Any) -> str:
     with pytest.raises(grpc.RpcError) as error:
         work(*args, **fields)
@@ -234,6 +246,14 @@ def test_every_method_of_grpc(house: House, channel: grpc.Channel) -> None:
         assert refused(unary, channel, name, KEYS["team-a"], **fields("other")) == "PERMISSION_DENIED", name
     for name, fields in named[:-1]:
         unary(channel, name, KEYS["team-a"], **fields("fraud"))
+    for name in ("GetModelStatus", "GetModelMetadata", "Predict"):
+        for key, model, code in (
+            ("", "fraud", "UNAUTHENTICATED"), (new_key(), "fraud", "UNAUTHENTICATED"),
+            (KEYS["team-a"], "other", "PERMISSION_DENIED"),
+        ):  # fmt: skip
+            assert refused(tensorflow, channel, name, key, model) == code, name
+    for name in ("GetModelStatus", "GetModelMetadata"):
+        tensorflow(channel, name, KEYS["team-a"], "fraud")
     assert unary(channel, "ServerLive").live
     assert unary(channel, "ServerReady").ready
     shown = unary(channel, "RepositoryIndex", KEYS["team-a"]).models

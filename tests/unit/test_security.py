@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import time
@@ -20,6 +22,7 @@ from octoserve.patterns.online.http.door import HttpDoor
 from octoserve.patterns.online.http.head import Head, parse_head
 from octoserve.patterns.online.http.infer_head import InferHead
 from octoserve.patterns.online.http.routes import allow, seen_by
+from octoserve.patterns.online.http.sagemaker_door import SagemakerDoor
 from octoserve.patterns.online.supervisor.admin_guards import needed_role
 from octoserve.security.access import Access
 from octoserve.security.caller import ADMIN, INFER, MANAGE, OPERATOR, SEE, VIEWER, Caller
@@ -482,3 +485,30 @@ def test_a_route_that_forgot_to_ask_is_shut(monkeypatch):
         door.route(head)
         assert (head.binding == "its binding") == (access is None)
         assert isinstance(head.binding, Forbidden) == (access is not None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "may", "lets"),
+    [
+        ("GET", "/models", INFER, True),
+        ("GET", "/models/m", INFER, True),
+        ("DELETE", "/models/m", INFER, False),
+        ("DELETE", "/models/m", MANAGE, True),
+        ("DELETE", "/models/other", MANAGE, False),
+    ],
+)
+def test_routes_of_a_multi_model_container_say_who_may(method: str, path: str, may: str, lets: bool) -> None:
+    head = parse_head(f"{method} {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n\r\n".encode())
+    caller = Caller("a", models=("m",), may=(may,))
+    head.access = Access(lambda: {digest_of(KEY): caller})
+    nothing: Any = None
+    with contextlib.nullcontext() if lets else pytest.raises(Forbidden):
+        SagemakerDoor(nothing, nothing).find(head, path.strip("/").split("/"))
+    assert head.allowed
+
+
+def test_who_puts_a_model_into_a_multi_model_container_may_manage_it() -> None:
+    nothing: Any = None
+    load = SagemakerDoor(nothing, nothing)._load(b'{"model_name": "m", "url": "u"}', Caller("a", models=("m",)))
+    with pytest.raises(Forbidden, match="may not manage model 'm'"):
+        asyncio.run(load)

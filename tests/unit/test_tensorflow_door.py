@@ -16,6 +16,7 @@ from octoserve.patterns.online.grpc import families
 from octoserve.patterns.online.link.messages import CatalogEntry
 from octoserve.patterns.online.service import Service
 from octoserve.routing.plan import BUCKETS, Arm, RoutePlan
+from octoserve.security.caller import Caller
 from octoserve.telemetry.metrics import Registry
 from support.loops import FakeClock, InlineExecutor, drive, loop, ticks
 from support.models import FakeModel, handle_of, publish
@@ -33,6 +34,7 @@ class Remembered:
 
     deadline: float | None = None
     on_cancel: Any = None
+    caller: Caller | None = None
 
     def __init__(self) -> None:
         self.metadata: dict[str, str] = {}
