@@ -174,6 +174,9 @@ def test_a_service_that_is_gone_or_without_workers_pages(rendered: Path) -> None
                     {"series": 'up{job="octoserve",instance="a"}', "values": "1x10 0x20"},
                     {"series": 'octoserve_workers{job="octoserve",instance="a"}', "values": "2x5 0x5 _x20"},
                     {"series": 'octoserve_worker_restarts_total{job="octoserve",instance="a"}', "values": "0x3 0+1x20"},
+                    {"series": 'octoserve_security_stale{job="octoserve",instance="a",what="keys"}', "values": "1x30"},
+                    {"series": 'octoserve_repository_age_seconds{job="octoserve",instance="a"}', "values": "10+60x30"},
+                    {"series": 'octoserve_repository_missing_versions{job="octoserve",instance="a"}', "values": "0x30"},
                 ],
                 "promql_expr_test": [
                     {
@@ -183,8 +186,14 @@ def test_a_service_that_is_gone_or_without_workers_pages(rendered: Path) -> None
                     }
                     for when, names in {
                         "3m": [],
-                        "9m": ["OctoserveNoWorkers", "OctoserveWorkersDie"],
-                        "18m": ["OctoserveDown", "OctoserveWorkersDie"],
+                        "9m": ["OctoserveNoWorkers", "OctoserveSecurityStale", "OctoserveWorkersDie"],
+                        "18m": ["OctoserveDown", "OctoserveSecurityStale", "OctoserveWorkersDie"],
+                        "26m": [
+                            "OctoserveDown",
+                            "OctoserveRepositoryAway",
+                            "OctoserveSecurityStale",
+                            "OctoserveWorkersDie",
+                        ],
                     }.items()
                 ],
             },

@@ -16,7 +16,7 @@ from octoserve.core.results import Ran, Result
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.slo import Slo, Slos
 from octoserve.core.tensors import Tensor
-from octoserve.dataplane.cache import OVERHEAD, Families
+from octoserve.dataplane.cache import OVERHEAD, Caches
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.routing.plan import BUCKETS, MirrorTo, RoutePlan, split_arms
 from octoserve.telemetry.metrics import Registry
@@ -199,7 +199,7 @@ class Room(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.cache = Families(Registry()).cache_of("m", CacheLimits(self.limit, 10.0), self.clock)
+        self.cache = Caches(Registry()).cache_of("m", CacheLimits(self.limit, 10.0), self.clock)
         self.kept = [self.cache.opened() for _ in range(3)]
         self.model: dict[tuple[int, int], tuple[float, float]] = {}
 

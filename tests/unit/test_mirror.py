@@ -21,7 +21,8 @@ from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.dataplane.exposure import Exposure
-from octoserve.dataplane.mirror import GIVES_WAY, LAST, SLOW, Copy, Mirror, Thread
+from octoserve.dataplane.mirror import GIVES_WAY, LAST, SLOW, Copy, Mirror
+from octoserve.dataplane.thread import Thread
 from octoserve.lifecycle.lease import Handle
 from octoserve.routing.plan import BUCKETS, MirrorTo, RoutePlan, split_arms
 from octoserve.telemetry.metrics import Registry

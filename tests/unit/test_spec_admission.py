@@ -65,8 +65,11 @@ def test_off_unless_asked_for(tmp_path: Path) -> None:
         ("priorities: {shares: {low: 95%}}", "a share for low that is no larger than normal's wanted"),
         ("priorities: {shares: {low: 0}}", "a share of more than 0%, such as 50% wanted"),
         ("tenants: {}", "admission.tenants.key: "),
-        ("tenants: {key: x-tenant}", "tenants.key: header:NAME, input:NAME, column:NAME or parameter:NAME wanted"),
-        ("tenants: {key: message:key}", "tenants.key: header:NAME, input:NAME"),
+        (
+            "tenants: {key: x-tenant}",
+            "tenants.key: caller:name, header:NAME, input:NAME, column:NAME or parameter:NAME wanted",
+        ),
+        ("tenants: {key: message:key}", "tenants.key: caller:name, header:NAME, input:NAME"),
         ("tenants: {key: header:x, default: {rate: 200}}", "a rate of more than 0, such as 200/s, 1000/m or 50/h"),
         ("tenants: {key: header:x, default: {rate: 0/s}}", "a rate of more than 0"),
         ("tenants: {key: header:x, per: {a: {concurrency: 0}}}", "per.a.concurrency: a number, at least 1 wanted"),

@@ -78,6 +78,19 @@ def rules(key: str = "header:x-tenant", per: Any = None, **default: Any) -> Tena
     return TenantRules(key, TenantLimits(**default), per or {})
 
 
+def test_a_tenant_may_be_whom_security_knows() -> None:
+    class By(Of):
+        def caller(self) -> str:
+            return self.tenant_name or ""
+
+    house = House(rules("caller:name", {"team-a": TenantLimits(concurrency=1)}))
+    calls = [By("team-a"), By("team-a"), By(None), By(None)]
+    for call in calls:
+        house.plane.submit(call)
+    house.finish()
+    assert [type(call.error) for call in calls] == [type(None), Overloaded, type(None), type(None)]
+
+
 # --- one tenant -------------------------------------------------------------------------------------------
 
 

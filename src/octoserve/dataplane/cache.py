@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     arrays: Sequence[Array]
 
 
-class Families:
+class Caches:
     """The metrics of all models' caches; one a process."""
 
     def __init__(self, registry: Registry) -> None:

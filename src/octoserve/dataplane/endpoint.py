@@ -25,7 +25,7 @@ from octoserve.core.slo import Slos
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.admission import DEFAULT_PENDING_BYTES, ByteBudget
 from octoserve.dataplane.batcher import Batcher, BatchLimits
-from octoserve.dataplane.cache import Families, Kept
+from octoserve.dataplane.cache import Caches, Kept
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.dataplane.gate import Gate
 from octoserve.dataplane.lanes import LanesBatcher
@@ -82,8 +82,8 @@ class DataPlane:
         self.tracer = tracer
         self._default_deadline = NEVER if default_deadline is None else default_deadline
         self._deadlines = {name: NEVER if own is None else own for name, own in (deadlines or {}).items()}
-        self._caches = caches or {}
-        self._kept = Families(registry) if caches else None
+        self._cache_limits = caches or {}
+        self._caches = Caches(registry) if caches else None
         self._any_deadline = bool(self._deadlines) or default_deadline is not None
         self.clock = clock
         self._slos = SloCounts(registry, slos)
@@ -125,8 +125,8 @@ class DataPlane:
         batcher = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget, self.tracer)
         if self._predictions is not None:
             batcher.predictions = self._predictions.of(handle)
-        if self._kept is not None and ref.cached and ref.model in self._caches:
-            batcher.cache = self._kept.cache_of(ref.model, self._caches[ref.model], self.clock).opened()
+        if self._caches is not None and ref.cached and ref.model in self._cache_limits:
+            batcher.cache = self._caches.cache_of(ref.model, self._cache_limits[ref.model], self.clock).opened()
         before = self._batchers.get(key)
         self._batchers[key] = batcher
         if before is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput
 from octoserve.dataplane.call import Call
-from octoserve.routing.key import HEADER, INPUT, PARAMETER, KeySource, key_bytes
+from octoserve.routing.key import CALLER, HEADER, INPUT, PARAMETER, KeySource, key_bytes
 
 KeyReader = Callable[[Call], bytes | None]
 """The key's bytes; None where the call brings none. Raises InvalidInput for what cannot be one."""
@@ -32,6 +32,8 @@ def key_reader(source: KeySource) -> KeyReader:
         return parameter
     if source.kind == INPUT:
         return lambda call: _first_element(call, name)
+    if source.kind == CALLER:
+        return lambda call: call.caller().encode() or None  # whom security knows; nobody where none has to say so
     return lambda call: call.key  # a message's key is given with the call
 
 

@@ -15,12 +15,8 @@ on its core, and one that was left to itself gets only what nobody else wants.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import random
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -35,6 +31,7 @@ from octoserve.core.evidence import ALL
 from octoserve.core.tensors import Tensor
 from octoserve.dataplane.call import Call
 from octoserve.dataplane.exposure import Exposure
+from octoserve.dataplane.thread import Hand, Thread
 from octoserve.dataplane.traced import copied
 from octoserve.lifecycle.lease import Handle
 from octoserve.routing.plan import BUCKETS, MirrorTo
@@ -164,7 +161,7 @@ class Mirror:
         queue_bytes: int = QUEUE_BYTES,
         timeout: float = TIMEOUT,
         share: float = SHARE,
-        thread: Callable[[str], Worker] | None = None,
+        thread: Callable[[str], Hand] | None = None,
     ) -> None:
         self.to = to
         self.exposure = exposure
@@ -182,7 +179,7 @@ class Mirror:
         self._abandoned = 0
         self._closed = False
         self._new_thread = thread or Thread
-        self._thread: Worker | None = None
+        self._thread: Hand | None = None
         self._unjudged = True
         """Whether the judge has nothing to close."""
 
@@ -446,58 +443,3 @@ class Mirror:
 
     def _labels(self) -> tuple[str, str]:
         return self.exposure.endpoint, str(self.to.version)
-
-
-class Worker(Protocol):
-    """Does one thing after the other, somewhere else."""
-
-    def give(self, work: Callable[[], None]) -> None:
-        """Do it, after what was given before."""
-        ...
-
-    def give_way(self, niceness: int) -> None:
-        """From now on with less of a right to a core; there is no way back."""
-        ...
-
-    def stop(self) -> None:
-        """End once everything given is done."""
-        ...
-
-
-class Thread:
-    """One daemon thread that does what it is given; it may be left behind in a run that never ends."""
-
-    def __init__(self, name: str) -> None:
-        self._given: deque[Callable[[], None] | None] = deque()
-        self._there = threading.Semaphore(0)
-        self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def give_way(self, niceness: int) -> None:
-        """See Worker. Only Linux has priorities of threads by the name of their process's."""
-        if niceness > self._niceness and sys.platform == "linux" and self._thread.native_id is not None:
-            self._niceness = niceness
-            with contextlib.suppress(OSError):  # it has ended, or was started with less
-                os.setpriority(os.PRIO_PROCESS, self._thread.native_id, niceness)
-
-    def give(self, work: Callable[[], None]) -> None:
-        """Do it, after what was given before."""
-        self._given.append(work)
-        self._there.release()
-
-    def stop(self) -> None:
-        """End once everything given is done."""
-        self._given.append(None)
-        self._there.release()
-
-    def _run(self) -> None:
-        while True:
-            self._there.acquire()
-            work = self._given.popleft()
-            if work is None:
-                return
-            try:
-                work()
-            except Exception:
-                log.exception("the mirror's thread")

@@ -30,9 +30,9 @@ from octoserve.core.tensors import Array
 from octoserve.dataplane.batcher import gather
 from octoserve.dataplane.call import Call
 from octoserve.dataplane.drift import DriftCounts
-from octoserve.dataplane.mirror import Thread, Worker
 from octoserve.dataplane.prediction_blocks import Blocks
 from octoserve.dataplane.slo import INTERNAL
+from octoserve.dataplane.thread import Hand, Thread
 from octoserve.lifecycle.lease import Handle
 from octoserve.telemetry.families import Family, Sample
 from octoserve.telemetry.metrics import Registry
@@ -341,14 +341,14 @@ class AllPredictions:
         spool: Path,
         worker: str,
         clock: Clock = monotonic,
-        thread: Callable[[str], Worker] = Thread,
+        thread: Callable[[str], Hand] = Thread,
     ) -> None:
         self._observations = observations
         self._spool = spool
         self._worker = worker
         self._clock = clock
         self._new_thread = thread
-        self._thread: Worker | None = None
+        self._thread: Hand | None = None
         self._models: dict[str, Predictions | None] = {}
         self._accounts: dict[str, Accounts] = {}
         self._drifts: dict[tuple[str, int], DriftCounts] = {}

@@ -166,6 +166,26 @@ def _service(job: str) -> list[dict[str, Any]]:
             "labels": {"severity": "ticket"},
             "annotations": {"summary": "{{ $labels.instance }} has replaced several workers within 15 minutes"},
         },
+        {
+            "alert": "OctoserveSecurityStale",
+            "expr": f"max by (instance, what) (octoserve_security_stale{mine}) > 0",
+            "for": "5m",
+            "labels": {"severity": "ticket"},
+            "annotations": {
+                "summary": "{{ $labels.instance }}: {{ $labels.what }} cannot be read; what was in force still is",
+                "runbook": "docs/security.md",
+            },
+        },
+        {
+            "alert": "OctoserveRepositoryAway",
+            "expr": f"octoserve_repository_age_seconds{mine} > 900 or octoserve_repository_missing_versions{mine} > 0",
+            "for": "10m",
+            "labels": {"severity": "ticket"},
+            "annotations": {
+                "summary": "{{ $labels.instance }} serves its copies: the repository is silent, or lacks a version",
+                "runbook": "docs/model-repository.md#in-an-object-store",
+            },
+        },
     ]
 
 

@@ -1,7 +1,7 @@
 """Key expressions: where the bytes come from that a split, or a segment, goes by.
 
-`header:NAME`, `input:NAME` (also `column:NAME`), `parameter:NAME`, `message:key`. How a value becomes bytes is part
-of the split's specification (docs/decisions/0006-split.md), since other systems must get the same ones.
+`header:NAME`, `input:NAME` (also `column:NAME`), `parameter:NAME`, `message:key`, `caller:name`. How a value becomes
+bytes is part of the split's specification (docs/decisions/0006-split.md), since other systems must get the same ones.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from octoserve.core.errors import InvalidInput, SettingsError
 if TYPE_CHECKING:
     from octoserve.core.tensors import Array
 
-HEADER, INPUT, PARAMETER, MESSAGE = "header", "input", "parameter", "message"
+HEADER, INPUT, PARAMETER, MESSAGE, CALLER = "header", "input", "parameter", "message", "caller"
+_ONLY = {MESSAGE: "key", CALLER: "name"}
 _SAME = {"column": INPUT}
-_WANTED = "header:NAME, input:NAME, column:NAME, parameter:NAME or message:key"
+_WANTED = "header:NAME, input:NAME, column:NAME, parameter:NAME, message:key or caller:name"
 
 
 class KeySource(msgspec.Struct, frozen=True):
@@ -33,9 +34,9 @@ class KeySource(msgspec.Struct, frozen=True):
 
 def parse_key(text: str) -> KeySource:
     """The expression's parts. Raises SettingsError."""
-    kind, colon, name = text.partition(":")
+    kind, _, name = text.partition(":")
     kind = _SAME.get(kind, kind)
-    if not colon or not name or kind not in (HEADER, INPUT, PARAMETER, MESSAGE) or (kind == MESSAGE and name != "key"):
+    if not name or kind not in (HEADER, INPUT, PARAMETER, MESSAGE, CALLER) or _ONLY.get(kind, name) != name:
         raise SettingsError(f"key: {_WANTED} wanted, {text!r} came")
     return KeySource(kind, name.lower() if kind == HEADER else name)
 

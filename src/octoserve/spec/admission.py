@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from octoserve.core.admission import LEVELS, CacheLimits, Priorities, TenantLimits, TenantRules
 from octoserve.spec.values import Duration, Section, Share, Size
 
-_KEY = re.compile(r"(header|input|column|parameter):.+")
+_KEY = re.compile(r"(header|input|column|parameter):.+|caller:name")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*([smhd])")
 _PER = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -27,7 +27,7 @@ def parse_rate(value: Any) -> Any:
 
 def _key(value: str) -> str:
     if not _KEY.fullmatch(value):
-        raise ValueError("header:NAME, input:NAME, column:NAME or parameter:NAME")
+        raise ValueError("caller:name, header:NAME, input:NAME, column:NAME or parameter:NAME")
     return value
 
 

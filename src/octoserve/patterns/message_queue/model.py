@@ -20,7 +20,7 @@ from octoserve.lifecycle import loading, lookup
 from octoserve.lifecycle.lease import Handle
 from octoserve.lifecycle.probe import settle_batching
 from octoserve.lifecycle.states import VersionRef
-from octoserve.patterns.message_queue.waiting import TICK, ticking
+from octoserve.patterns.message_queue.waiting import ticked, ticking
 from octoserve.routing.plan import RoutePlan
 from octoserve.runtimes.protocol import Runtime
 from octoserve.telemetry.metrics import Registry
@@ -131,14 +131,7 @@ class Models:
         """All rows, or an OctoserveError, or what `tick` raises."""
         if not self._live:
             return self._loop.run_until_complete(ticking(self._infer(number, columns), self.tick))
-        run = asyncio.run_coroutine_threadsafe(self._infer(number, columns), self._loop)
-        while True:
-            try:
-                return run.result(TICK)
-            except TimeoutError:
-                if run.done():
-                    raise
-                self.tick()
+        return ticked(asyncio.run_coroutine_threadsafe(self._infer(number, columns), self._loop), self.tick)
 
     async def _infer(self, number: int, columns: Sequence[Tensor]) -> ScoredTable:
         return await self.plane.infer_table(self.name, columns, str(number))

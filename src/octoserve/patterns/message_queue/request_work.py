@@ -58,7 +58,7 @@ def loop_of_requests(
         give_up=answers.fail if answers is not None else lambda letters: None,
     )
     limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)
-    statistics = Statistics(registry, model.name, time.time)
+    statistics = Statistics(registry, model.name, time.time, settings.freshness)
     loop = Loop(source, sink, ledger, work, limits, statistics, lane=owner, stop=stop, beat=beat, traced=traced)
     model.tick = loop.keep
     return loop

@@ -13,7 +13,7 @@ from octoserve.codecs import avro, protobuf
 from octoserve.codecs.framed import body, schema_number
 from octoserve.connectors.queues.schema_registry import AVRO, PROTOBUF, Schema
 from octoserve.core.errors import InvalidInput, NotFound, OctoserveError
-from octoserve.patterns.message_queue.waiting import TICK
+from octoserve.patterns.message_queue.waiting import ticked
 
 T = TypeVar("T")
 
@@ -91,14 +91,7 @@ class Schemas:
 
     def _waited(self, work: Callable[[], T]) -> T:
         """In a thread, so that what is in hand stays ours meanwhile."""
-        run = self._threads.submit(work)
-        while True:
-            try:
-                return run.result(TICK)
-            except TimeoutError:
-                if run.done():
-                    raise
-                self.tick()
+        return ticked(self._threads.submit(work), self.tick)
 
 
 def _number(payload: bytes) -> int | None:

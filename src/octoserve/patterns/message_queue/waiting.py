@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from typing import TypeVar
 
 TICK = 1.0
@@ -34,3 +35,14 @@ async def ticking(work: Awaitable[T], tick: Callable[[], None]) -> T:
     while not (await asyncio.wait((run,), timeout=TICK))[0]:
         tick()
     return run.result()
+
+
+def ticked(run: Future[T], tick: Callable[[], None]) -> T:
+    """The same for what another thread does."""
+    while True:
+        try:
+            return run.result(TICK)
+        except TimeoutError:
+            if run.done():
+                raise
+            tick()

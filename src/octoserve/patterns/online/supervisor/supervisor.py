@@ -533,7 +533,7 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     batching = {name: section.batching.model_dump() for name, section in settings.models.items()}
     shares = settings.admission.rules(settings.workers)  # of as many as there are
     promised = deadlines_of(settings), settings.slos(), settings.observations(), shares, caches_of(settings)
-    fixed = (__version__, told, ports, threads, batching, *promised)
+    fixed = (__version__, told, ports, threads, batching, settings.spans(), *promised)
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
