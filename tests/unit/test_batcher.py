@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octoserve.core.admission import Admission
 from octoserve.core.errors import DeadlineExceeded, Internal, InvalidInput, OctoserveError, Overloaded
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Tensor
@@ -39,7 +40,7 @@ class House:
         self.executor = ManualExecutor() if executor is None else executor
         self.model = model or FakeModel()
         self.registry = Registry()
-        self.plane = DataPlane(self.registry, loop(), self.executor, clock=self.clock, **limits)
+        self.plane = DataPlane(self.registry, loop(), self.executor, Admission(**limits), clock=self.clock)
         self.handle: Handle = handle_of(self.model, **settings)
         publish(self.plane, self.handle)
         self.batcher = self.plane.bind("m")
@@ -72,7 +73,7 @@ class House:
         assert self.handle.leases == 0
         assert self.batcher._rows_ahead == 0
         assert self.batcher._timed == 0
-        assert self.plane._budget.held == 0
+        assert self.plane._ground.budget.held == 0
 
 
 @pytest.fixture(autouse=True)
@@ -788,10 +789,10 @@ def test_bytes_of_calls_that_leave_early_are_given_back_when_nothing_holds_them(
     house.tick()
     waiting = house.ask([[1.0, 2.0]])
     late = house.ask([[1.0]], deadline=house.clock() + 1.0)
-    assert house.plane._budget.held == 16
+    assert house.plane._ground.budget.held == 16
     waiting.cancel()
     running.cancel()
-    assert house.plane._budget.held == 8  # the run still holds its inputs
+    assert house.plane._ground.budget.held == 8  # the run still holds its inputs
     house.clock.advance(2.0)
     house.finish()
     assert late.answers

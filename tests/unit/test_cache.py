@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from octoserve.core.admission import CacheLimits, TenantLimits, TenantRules
+from octoserve.core.admission import Admission, CacheLimits, TenantLimits, TenantRules
 from octoserve.core.errors import DeadlineExceeded
 from octoserve.core.evidence import BASELINE, CANDIDATE, STABLE
 from octoserve.core.results import Ran, Result
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.slo import Slo, Slos
 from octoserve.core.tensors import Tensor
+from octoserve.dataplane import cache as cache_module
 from octoserve.dataplane.cache import OVERHEAD, Caches
 from octoserve.dataplane.endpoint import DataPlane
 from octoserve.routing.plan import BUCKETS, MirrorTo, RoutePlan, split_arms
@@ -34,7 +36,11 @@ class House:
         self.clock = FakeClock()
         self.registry = Registry()
         self.plane = DataPlane(
-            self.registry, loop(), InlineExecutor(), clock=self.clock, caches={"m": CacheLimits(bytes, TTL)}, **more
+            self.registry,
+            loop(),
+            InlineExecutor(),
+            Admission(caches={"m": CacheLimits(bytes, TTL)}, **more),
+            clock=self.clock,
         )
         self.models = {version: model or FakeModel() for version in range(1, versions + 1)}
         self.handles = {v: handle_of(model, version=v, cached=True) for v, model in self.models.items()}
@@ -189,6 +195,19 @@ def test_what_is_larger_than_the_room_is_not_kept() -> None:
     big = [[0.5] * 40]
     assert [house.ask(big).cache for _ in range(2)] == ["miss", "miss"]
     assert house.ask([[1]]).cache == "hit"
+
+
+def test_what_takes_long_to_hash_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "LARGEST", 8)
+    house = House()
+    assert [house.ask([[1, 2]]).cache for _ in range(2)] == ["miss", "hit"]
+    assert [house.ask([[1, 2, 3]]).cache for _ in range(2)] == ["", ""]
+
+
+def test_an_answer_that_cannot_be_kept_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module.Cache, "keep", lambda *_: 1 / 0)
+    house = House()
+    assert [house.ask([[1]]).cache for _ in range(2)] == ["miss", "miss"]
 
 
 class Room(RuleBasedStateMachine):

@@ -238,7 +238,7 @@ def test_what_is_counted() -> None:
     model = FakeModel()
     handle = handle_of(model)
     plane, registry = plane_with(handle, executor=ManualExecutor())
-    executor: ManualExecutor = plane._executor  # type: ignore[assignment]
+    executor: ManualExecutor = plane._ground.executor  # type: ignore[assignment]
     clock: FakeClock = plane.clock  # type: ignore[assignment]
     model.poison = {9.0}
     calls = [Asked([floats([[value], [0]])]) for value in (1, 2, 9)]

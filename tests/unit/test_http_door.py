@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from octoserve import __version__
 from octoserve.core import errors
+from octoserve.core.admission import Admission
 from octoserve.core.errors import InvalidInput, OctoserveError, TooLarge, Unavailable
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.dataplane.endpoint import DataPlane
@@ -57,7 +58,7 @@ class House:
         self.clock = FakeClock()
         self.registry = Registry()
         self.executor = executor or InlineExecutor()
-        self.plane = DataPlane(self.registry, loop(), self.executor, clock=self.clock, max_queue=max_queue)
+        self.plane = DataPlane(self.registry, loop(), self.executor, Admission(max_queue=max_queue), clock=self.clock)
         self.model = FakeModel()
         text = Signature([TensorSpec("t", "BYTES", (-1, 1))], [TensorSpec("u", "BYTES", (-1, 1))], True)
         fixed = Signature([TensorSpec("f", "FP32", (3,))], [TensorSpec("g", "FP32", (3,))])

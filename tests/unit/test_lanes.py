@@ -58,7 +58,7 @@ class House:
 
     def check_empty(self) -> None:
         assert all(handle.leases == 0 for handle in self.handles)
-        assert self.plane._budget.held == 0
+        assert self.plane._ground.budget.held == 0
         assert self.plane.bind("m0").pending == 0
         assert self.plane.bind("m0")._rows_ahead == 0
         assert self.plane.bind("m0").run_age == 0

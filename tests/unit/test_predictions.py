@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from octoserve.dataplane.call import Call
 from octoserve.dataplane.predictions import AllPredictions
 from octoserve.dataplane.slo import INTERNAL
 from octoserve.lifecycle.lease import Handle
+from octoserve.routing.key import parse_key
 from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.predictions import Block, Cells
 from octoserve.telemetry.spool import frames, segments
@@ -137,6 +139,18 @@ def test_what_is_excluded_is_not_in_the_spool(tmp_path: Path) -> None:
     assert [cells.names for cells in block.cells] == [("age",), ("city",)]
     assert list(block.keys) == [None]
     assert not any(b"somebody" in path.read_bytes() for path in segments(tmp_path / next(tmp_path.iterdir()).name))
+
+
+def test_nor_is_it_as_the_key_that_a_rollout_goes_by(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, exclude=("city",))
+    calls, ran = rig.calls(1, 1)
+    for call, key in zip(calls, ("input:city", "input:x"), strict=True):
+        call.key = b"Bonn"
+        call.arm = SimpleNamespace(role="stable", split=SimpleNamespace(key_source=parse_key(key)))  # type: ignore[assignment]
+    rig.one.answered(rig.handle, calls, [0.1, 0.1], ran)
+    rig.all.drain()
+    (block,) = rig.blocks()
+    assert list(block.keys) == [None, b"Bonn"]
 
 
 def test_only_names_what_is_recorded_and_a_wrong_name_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

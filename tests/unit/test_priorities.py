@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from octoserve.core.admission import HIGH, LEVELS, LOW, NORMAL, Priorities, TenantLimits, TenantRules
+from octoserve.core.admission import HIGH, LEVELS, LOW, NORMAL, Admission, Priorities, TenantLimits, TenantRules
 from octoserve.core.errors import DeadlineExceeded, InvalidInput, Overloaded
 from octoserve.dataplane import batcher as batcher_module
 from octoserve.dataplane.call import NEVER
@@ -47,7 +47,11 @@ class House:
         self.registry = Registry()
         rows = limits.pop("max_batch_rows", 1)
         self.plane = DataPlane(
-            self.registry, loop(), self.executor, clock=self.clock, priorities=rules, tenants=tenants, **limits
+            self.registry,
+            loop(),
+            self.executor,
+            Admission(priorities=rules, tenants=tenants, **limits),
+            clock=self.clock,
         )
         self.handle = handle_of(self.model, max_batch_rows=rows)
         publish(self.plane, self.handle)
@@ -78,7 +82,7 @@ class House:
         assert self.handle.leases == 0
         assert self.batcher._rows_ahead == 0
         assert self.batcher._timed == 0
-        assert self.plane._budget.held == 0
+        assert self.plane._ground.budget.held == 0
         assert self.batcher._levels is not None
         assert self.batcher._levels._rows == [0, 0, 0]
 

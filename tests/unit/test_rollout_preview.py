@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socketserver
+import tempfile
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,12 @@ from octoserve.core.tensors import Tensor
 from octoserve.patterns.online.supervisor.rollout_preview import Previewer
 from octoserve.repository.layout import DiskState, VersionOnDisk
 from support.rolling import golden
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """On a worker's socket inside."""
+
+    daemon_threads = True
 
 
 class Door:
@@ -47,7 +55,9 @@ class Door:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name, "inside")
+        self.server = Server(str(self.path), Handler)
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def answer(self, body: bytes) -> dict[str, Any]:
@@ -65,12 +75,13 @@ def door() -> Iterator[Door]:
     yield made
     made.server.shutdown()
     made.server.server_close()
+    made.folder.cleanup()
 
 
 def preview(door: Door, folder: Path, recorded: list[list[Tensor]] | None = None, **course: Any) -> Preview:
     made = start("a/b", 1, 2, Course(strategy="blue-green", steps=(Step(),), **course), "r1", 0.0)
     disk = VersionOnDisk(model="a/b", version=2, path=str(folder), state=DiskState.WHOLE)
-    previewer = Previewer(("127.0.0.1", door.server.server_port), lambda *_: recorded or [], pause=lambda _: None)
+    previewer = Previewer([door.path], lambda *_: recorded or [], pause=lambda _: None)
     return asyncio.run(previewer(made, disk))
 
 

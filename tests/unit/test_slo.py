@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from octoserve import spec
+from octoserve.core.admission import Admission
 from octoserve.core.errors import DeadlineExceeded, InvalidInput, NotFound, Overloaded, SettingsError
 from octoserve.core.slo import BAD, DAY, GOOD, WINDOWS, Slo, Slos, alerts, burn
 from octoserve.dataplane.call import NEVER
 from octoserve.dataplane.endpoint import DataPlane
-from octoserve.patterns.online.settings import Admission
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
 from octoserve.patterns.online.supervisor.supervisor import fingerprint_of
 from octoserve.telemetry.metrics import Registry
@@ -99,9 +99,12 @@ def test_the_deadline_of_a_request_that_brings_none(text: str, wanted: float | N
     told = msgspec.json.decode(msgspec.json.encode(admission), type=Admission)
     assert told == admission
     plane = DataPlane(
-        Registry(), loop(), ManualExecutor(), clock=FakeClock(),
-        default_deadline=told.default_deadline, deadlines=told.deadlines, slos=told.slos,
-    )  # fmt: skip
+        Registry(),
+        loop(),
+        ManualExecutor(),
+        told,
+        clock=FakeClock(),
+    )
     publish(plane, handle_of(FakeModel(), "fraud"))
     call = Asked([floats([[1]])], model="fraud")
     plane.submit(call)
@@ -137,7 +140,7 @@ class Played:
         self.registry, self.clock = Registry(), FakeClock()
         self.seconds = 0.0
         self.model = FakeModel(function=self._run)
-        self.plane = DataPlane(self.registry, loop(), InlineExecutor(), clock=self.clock, slos=slos, **more)
+        self.plane = DataPlane(self.registry, loop(), InlineExecutor(), Admission(slos=slos, **more), clock=self.clock)
         publish(self.plane, handle_of(self.model))
 
     def _run(self, rows: Any) -> Any:

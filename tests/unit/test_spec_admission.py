@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from octoserve import spec
-from octoserve.core.admission import HIGH, LOW, CacheLimits, Priorities, TenantLimits
+from octoserve.core.admission import HIGH, LOW, Admission, CacheLimits, Priorities, TenantLimits
 from octoserve.core.errors import Overloaded, SettingsError
 from octoserve.dataplane import batcher as batcher_module
 from octoserve.dataplane.endpoint import DataPlane
@@ -69,6 +69,10 @@ def test_off_unless_asked_for(tmp_path: Path) -> None:
             "tenants: {key: x-tenant}",
             "tenants.key: caller:name, header:NAME, input:NAME, column:NAME or parameter:NAME wanted",
         ),
+        (
+            "tenants: {key: caller:name}",
+            "caller:name is whom security knows, and it asks nobody",
+        ),
         ("tenants: {key: message:key}", "tenants.key: caller:name, header:NAME, input:NAME"),
         ("tenants: {key: header:x, default: {rate: 200}}", "a rate of more than 0, such as 200/s, 1000/m or 50/h"),
         ("tenants: {key: header:x, default: {rate: 0/s}}", "a rate of more than 0"),
@@ -115,9 +119,12 @@ def test_an_slo_decides_what_is_shed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(batcher_module, "INLINE_SECONDS", -1.0)
     settings = load("slo: {latency_p99: 500ms}\nmodels: {free: {slo: false}}", tmp_path)
     plane = DataPlane(
-        Registry(), loop(), ManualExecutor(), clock=FakeClock(),
-        default_deadline=default_deadline_of(settings), deadlines=deadlines_of(settings),
-    )  # fmt: skip
+        Registry(),
+        loop(),
+        ManualExecutor(),
+        Admission(default_deadline=default_deadline_of(settings), deadlines=deadlines_of(settings)),
+        clock=FakeClock(),
+    )
     publish(plane, handle_of(FakeModel()), handle_of(FakeModel(), "free"))
     for model in ("m", "free"):
         plane.bind(model)._row_seconds = 0.3  # as measured lately: four rows take longer than a second

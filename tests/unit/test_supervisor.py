@@ -109,3 +109,23 @@ def test_a_control_socket_that_was_removed_is_made_again(made):
         await made._server.wait_closed()  # the server's own end of the connection as well
 
     asyncio.run(main())
+
+
+def test_a_load_that_brings_a_model_is_written_down_after_it():
+    done = []
+
+    async def noted(model, who, action):
+        done.append(("noted", model, who, action))
+        return ("load", model) in done or action == "unload"
+
+    async def load(model):
+        done.append(("load", model))
+
+    async def unload(model):
+        done.append(("unload", model))
+
+    house = SimpleNamespace(rollouts=SimpleNamespace(noted=noted), room=SimpleNamespace(load=load, unload=unload))
+    for action in ("load", "unload"):
+        asyncio.run(Supervisor.change(house, action, "m", "ann"))
+    said = ("noted", "m", "ann", "load")
+    assert done == [said, ("load", "m"), said, ("noted", "m", "ann", "unload"), ("unload", "m")]

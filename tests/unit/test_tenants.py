@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octoserve.core.admission import TenantLimits, TenantRules
+from octoserve.core.admission import Admission, TenantLimits, TenantRules
 from octoserve.core.errors import InvalidInput, NotFound, Overloaded
 from octoserve.core.slo import Slo, Slos
 from octoserve.core.tensors import Tensor
@@ -45,7 +46,9 @@ class House:
         self.executor = ManualExecutor()
         self.model = FakeModel()
         self.registry = Registry()
-        self.plane = DataPlane(self.registry, loop(), self.executor, clock=self.clock, tenants=rules, **limits)
+        self.plane = DataPlane(
+            self.registry, loop(), self.executor, Admission(tenants=rules, **limits), clock=self.clock
+        )
         self.handle = handle_of(self.model)
         publish(self.plane, self.handle)
 
@@ -232,6 +235,17 @@ def test_what_the_process_asks_itself_has_no_tenant() -> None:
     inside = loop().create_task(house.plane.infer("m", [floats([[1.0]])]))
     house.finish()
     assert drive(inside).array(0).tolist() == [[3.0]]
+
+
+def test_what_the_gate_refuses_says_nothing_of_a_version() -> None:
+    """A stream knows its arm before: a key that is none is the client's doing alone."""
+    house = House(rules("input:x"))
+    told: list[str] = []
+    call = Of(None, [floats([[0.5]])])
+    call.arm = SimpleNamespace(turned_away=lambda call, reason: told.append(reason))  # type: ignore[assignment]
+    house.plane.submit(call)
+    assert isinstance(call.error, InvalidInput)
+    assert told == []
 
 
 def test_metrics_name_the_tenants_of_the_spec_only() -> None:

@@ -42,7 +42,12 @@ def monitoring(
         raise SettingsError("queue.metrics_port: wanted, or --target host:port: where Prometheus finds the queue's run")
     targets = tuple(target or [f"127.0.0.1:{port}" for port in here])
     wanted = Monitoring(
-        slos=settings.slos(), queue=queue, observations=settings.observations(), job=job, targets=targets
+        slos=settings.slos(),
+        queue=queue,
+        observations=settings.observations(),
+        job=job,
+        targets=targets,
+        tls=settings.security.tls is not None,
     )
     for path in render(wanted, out):
         print(path)

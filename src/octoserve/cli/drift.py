@@ -66,7 +66,7 @@ def report(
         typer.Option("--data", help="No service is asked: compare these files, a prediction log, a batch's result."),
     ] = None,
     repository: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--repository", envvar="OCTOSERVE_REPOSITORY", help="With --data: where the profile is."),
     ] = None,
     model_option: Annotated[str, typer.Option("--model", help="The same as MODEL.", metavar="MODEL")] = "",
@@ -143,16 +143,17 @@ def _live(client: AdminClient, model: str) -> list[DriftReport]:
 
 
 def _of_table(
-    repository: Path, model: str, version: int | None, data: list[str], format_: str, minimum: int
+    repository: str, model: str, version: int | None, data: list[str], format_: str, minimum: int
 ) -> DriftReport:
     from octoserve.connectors.sources import find
     from octoserve.control.drift.report import build
+    from octoserve.origins.opening import root_here
     from octoserve.patterns.batch.profile import count_table
     from octoserve.patterns.batch.table import Table
     from octoserve.repository import profiles
     from octoserve.repository.layout import version_number
 
-    there = repository / model
+    there = root_here(repository) / model
     numbers = sorted(n for path in there.glob("*") if (n := version_number(path.name)) is not None)
     if not numbers or (version is not None and version not in numbers):
         raise NotFound(f"no {model}{f' version {version}' if version else ''} in {repository}")

@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octoserve.core.errors import BrokenVersion, InvalidInput, OctoserveError, SettingsError
-from octoserve.core.names import model_name_problem
+from octoserve.core.names import is_elsewhere, model_name_problem
 from octoserve.repository.layout import MODEL_YAML, version_number
 
 if TYPE_CHECKING:
     from octoserve.runtimes.importing.draft import Draft
 
+
+def _folder(text: str) -> Path:
+    if is_elsewhere(text):
+        raise SettingsError(
+            f"repository: a folder is wanted, {text} came; write the version into one, and copy its files there"
+        )
+    return Path(text)
+
+
 Repository = Annotated[
-    Path, typer.Option("--repository", envvar="OCTOSERVE_REPOSITORY", help="Folder of <model>/<version>/.")
+    Path,
+    typer.Option("--repository", envvar="OCTOSERVE_REPOSITORY", help="Folder of <model>/<version>/.", parser=_folder),
 ]
 
 _PYTHON = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,10 @@ _FEW_ROWS = 1000
 
 def profile(
     repository: Annotated[
-        Path, typer.Option("--repository", envvar="OCTOSERVE_REPOSITORY", help="Folder of <model>/<version>/.")
+        str,
+        typer.Option(
+            "--repository", envvar="OCTOSERVE_REPOSITORY", help="Folder of <model>/<version>/, or where else it is."
+        ),
     ],
     model: Annotated[str, typer.Option("--model", help="The model's name.")],
     data: Annotated[
@@ -39,6 +41,7 @@ def profile(
 
     from octoserve.app import runtimes
     from octoserve.connectors.sources import find
+    from octoserve.origins.opening import root_here
     from octoserve.patterns.batch.model import Version
     from octoserve.patterns.batch.profile import profile_of
     from octoserve.patterns.batch.table import Table
@@ -46,7 +49,7 @@ def profile(
 
     unwanted = _names(exclude)
     chosen = Version(repository, model, version, runtimes(), {})
-    folder = repository / model / str(chosen.identity.version)
+    folder = root_here(repository) / model / str(chosen.identity.version)
     made = profile_of(
         chosen,
         Table(find(data, format_)),

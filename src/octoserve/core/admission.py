@@ -6,6 +6,8 @@ import math
 
 import msgspec
 
+from octoserve.core.slo import Slos
+
 HIGH, NORMAL, LOW = 0, 1, 2
 LEVELS = ("high", "normal", "low")
 """Names by place; a client's number is one more, since its 0 stands for the default."""
@@ -70,3 +72,25 @@ class CacheLimits(msgspec.Struct, frozen=True):
 
     bytes: int = 64 << 20
     ttl: float = 60.0
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is let in to the data plane of one process, and what it keeps."""
+
+    max_queue: int = 1024
+    """Requests waiting or running; one more is shed."""
+    default_deadline: float | None = None
+    """Seconds, for requests that bring none; None lets them wait as long as their connection lives."""
+    deadlines: dict[str, float | None] = {}
+    """By model, in place of `default_deadline`; None lets it wait."""
+    slos: Slos = Slos()
+    """What the endpoints promise: counted against, request by request."""
+    max_batch_bytes: int = 16 << 20
+    """Of inputs that one run may merge."""
+    max_pending_bytes: int = 512 << 20
+    """Of inputs that wait or run, over all models."""
+    priorities: Priorities | None = None
+    tenants: TenantRules | None = None
+    """This worker's share of their limits."""
+    caches: dict[str, CacheLimits] = {}
+    """Models whose answers are kept."""

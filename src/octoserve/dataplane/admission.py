@@ -11,7 +11,6 @@ import math
 from octoserve.core.errors import DeadlineExceeded, Overloaded
 
 MAX_RETRY_AFTER = 60
-DEFAULT_PENDING_BYTES = 512 << 20
 
 
 class ByteBudget:
@@ -23,7 +22,7 @@ class ByteBudget:
 
     __slots__ = ("held", "limit")
 
-    def __init__(self, limit: int = DEFAULT_PENDING_BYTES) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
 

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -69,29 +69,29 @@ class BatchLimits(msgspec.Struct, frozen=True):
     """None: first come, first served."""
 
 
+class Ground(NamedTuple):
+    """Where runs are made, and by what they are measured; one for all queues of a data plane.
+
+    budget: bytes of inputs that all of them may hold
+    """
+
+    loop: asyncio.AbstractEventLoop
+    executor: Executor
+    clock: Clock
+    budget: ByteBudget
+    tracer: Tracer | None = None
+
+
 class Batcher:
     """The queue, the batches and the runs of one version. Single-threaded: lives on the event loop."""
 
-    def __init__(
-        self,
-        handle: Handle,
-        statistics: VersionStatistics,
-        limits: BatchLimits,
-        loop: asyncio.AbstractEventLoop,
-        executor: Executor,
-        clock: Clock,
-        budget: ByteBudget,
-        tracer: Tracer | None = None,
-    ) -> None:
+    def __init__(self, handle: Handle, statistics: VersionStatistics, limits: BatchLimits, ground: Ground) -> None:
         self.handle = handle
         self.statistics = statistics
         self._limits = limits
         self._max_queue = limits.queue
-        self._loop = loop
-        self._executor = executor
-        self._clock = clock
-        self._budget = budget
-        self._tracer = tracer
+        self._ground = ground
+        self._loop, self._executor, self._clock, self._budget, self._tracer = ground
         self._merge = handle.signature.batchable
         self.cache: Kept | None = None
         """Where this queue's answers are kept; set by who publishes the version."""
@@ -117,10 +117,7 @@ class Batcher:
 
     def beside(self) -> Batcher:
         """A second queue of the same version, with runs of its own and the same statistics."""
-        second = type(self)(
-            self.handle, self.statistics, self._limits, self._loop, self._executor, self._clock, self._budget,
-            self._tracer,
-        )  # fmt: skip
+        second = type(self)(self.handle, self.statistics, self._limits, self._ground)
         second.cache = None if self.cache is None else self.cache.beside()
         second.predictions = self.predictions
         return second

@@ -7,6 +7,7 @@ queue. Single-threaded: lives on the event loop.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,9 +22,13 @@ from octoserve.core.tensors import Array, raw_from_array
 from octoserve.dataplane.call import Call
 from octoserve.telemetry.metrics import Metric, Registry
 
+log = logging.getLogger(__name__)
+
 HIT, MISS = "hit", "miss"
 OVERHEAD = 512
 """Bytes that an entry takes beside its arrays: the key, the objects around them."""
+LARGEST = 1 << 20
+"""Bytes of inputs up to which a request is looked up: all of them are hashed, on the event loop."""
 _ELEMENT = 48
 """Bytes that an element of a BYTES array takes beside its text."""
 
@@ -136,7 +141,7 @@ class Kept:
     def answers(self, call: Call, model: str, version: int) -> bool:
         """Set the result of a checked call if it is kept, and note on the call whether it was."""
         cache = self._cache
-        if cache is None or call.deadline <= call.arrived:
+        if cache is None or call.nbytes > LARGEST or call.deadline <= call.arrived:
             return False
         key = call.cache_key = (self._owner, call.rows, call.group, _digest(call))
         entry = cache.find(key)
@@ -153,7 +158,10 @@ class Kept:
         if cache is not None:
             for call in calls:
                 if call.cache_key is not None and call.result is not None:
-                    cache.keep(call.cache_key, call.result)
+                    try:
+                        cache.keep(call.cache_key, call.result)
+                    except Exception:  # of somebody's own runtime: the queue goes on without it
+                        log.exception("an answer could not be kept")
 
     def close(self) -> None:
         """The version is no more; what is still computed for it is not kept."""

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from octoserve.core.admission import CacheLimits, Priorities, TenantRules
+from octoserve.core.admission import Admission
 from octoserve.core.clock import Clock, monotonic
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput, NotFound, OctoserveError, Unavailable
 from octoserve.core.evidence import BASELINE
 from octoserve.core.results import Result
-from octoserve.core.slo import Slos
 from octoserve.core.tensors import Tensor
-from octoserve.dataplane.admission import DEFAULT_PENDING_BYTES, ByteBudget
-from octoserve.dataplane.batcher import Batcher, BatchLimits
+from octoserve.dataplane.admission import ByteBudget
+from octoserve.dataplane.batcher import Batcher, BatchLimits, Ground
 from octoserve.dataplane.cache import Caches, Kept
 from octoserve.dataplane.call import NEVER, Call
 from octoserve.dataplane.gate import Gate
@@ -55,38 +54,26 @@ class DataPlane:
         registry: Registry,
         loop: asyncio.AbstractEventLoop,
         executor: Executor,
+        admission: Admission = Admission(),
         *,
-        max_queue: int = 1024,
-        max_batch_bytes: int = 16 << 20,
-        max_pending_bytes: int = DEFAULT_PENDING_BYTES,
-        default_deadline: float | None = None,
-        deadlines: Mapping[str, float | None] | None = None,
-        slos: Slos = Slos(),
         clock: Clock = monotonic,
         judges: Judges | None = None,
-        priorities: Priorities | None = None,
-        tenants: TenantRules | None = None,
-        caches: Mapping[str, CacheLimits] | None = None,
         tracer: Tracer | None = None,
         predictions: AllPredictions | None = None,
     ) -> None:
-        """caches: of the models whose answers are kept"""
+        priorities, tenants, default = admission.priorities, admission.tenants, admission.default_deadline
+        self._admission = admission
         self._metrics = Metrics(registry, levels=priorities is not None)
-        self._priorities = priorities
         self._gate = None if priorities is None and tenants is None else Gate(priorities, tenants, registry)
         self._loop = loop
-        self._executor = executor
-        self._max_queue = max_queue
-        self._max_batch_bytes = max_batch_bytes
-        self._budget = ByteBudget(max_pending_bytes)
+        self._ground = Ground(loop, executor, clock, ByteBudget(admission.max_pending_bytes), tracer)
         self.tracer = tracer
-        self._default_deadline = NEVER if default_deadline is None else default_deadline
-        self._deadlines = {name: NEVER if own is None else own for name, own in (deadlines or {}).items()}
-        self._cache_limits = caches or {}
-        self._caches = Caches(registry) if caches else None
-        self._any_deadline = bool(self._deadlines) or default_deadline is not None
+        self._default_deadline = NEVER if default is None else default
+        self._deadlines = {name: NEVER if own is None else own for name, own in admission.deadlines.items()}
+        self._caches = Caches(registry) if admission.caches else None
+        self._any_deadline = bool(self._deadlines) or default is not None
         self.clock = clock
-        self._slos = SloCounts(registry, slos)
+        self._slos = SloCounts(registry, admission.slos)
         self._predictions = predictions
         self._batchers: dict[tuple[str, int], Batcher] = {}
         self._baselines: dict[tuple[str, int], Batcher] = {}
@@ -106,7 +93,7 @@ class DataPlane:
             "octoserve_pending_bytes",
             "Bytes of the inputs that wait or run.",
             (),
-            lambda: {(): float(self._budget.held)},
+            lambda: {(): float(self._ground.budget.held)},
         )
 
     # --- published values ----------------------------------------------------------------------------
@@ -120,13 +107,14 @@ class DataPlane:
             statistics = self._statistics[key] = VersionStatistics(
                 self._metrics, ref.model, ref.version, self._slos.of(ref.model)
             )
-        limits = BatchLimits(ref.max_batch_rows, self._max_batch_bytes, self._max_queue, self._priorities)
+        told = self._admission
+        limits = BatchLimits(ref.max_batch_rows, told.max_batch_bytes, told.max_queue, told.priorities)
         kind = LanesBatcher if handle.lanes else Batcher
-        batcher = kind(handle, statistics, limits, self._loop, self._executor, self.clock, self._budget, self.tracer)
+        batcher = kind(handle, statistics, limits, self._ground)
         if self._predictions is not None:
             batcher.predictions = self._predictions.of(handle)
-        if self._caches is not None and ref.cached and ref.model in self._cache_limits:
-            batcher.cache = self._caches.cache_of(ref.model, self._cache_limits[ref.model], self.clock).opened()
+        if self._caches is not None and ref.cached and ref.model in told.caches:
+            batcher.cache = self._caches.cache_of(ref.model, told.caches[ref.model], self.clock).opened()
         before = self._batchers.get(key)
         self._batchers[key] = batcher
         if before is not None:
@@ -262,9 +250,11 @@ class DataPlane:
         if self._any_deadline and call.deadline == NEVER:
             call.deadline = now + self._deadlines.get(call.model, self._default_deadline)
         batcher: Batcher | None = None
+        entered = False
         try:
             if self._gate is not None:
                 self._gate.enter(call)
+            entered = True
             batcher = self._direct.get((call.model, call.version)) or self._bind(call)
             self._check(call, batcher)
             if batcher.cache is not None and self._answered(call, batcher, batcher.cache):
@@ -276,7 +266,9 @@ class DataPlane:
                 self.refused(call.model, call.door, error, self.clock() - call.arrived)
             else:
                 batcher.statistics.failed(call.door, error.reason, self.clock() - call.arrived)
-            if call.arm is not None:
+            if (
+                call.arm is not None and entered
+            ):  # a stream knows its arm before; what the gate refuses says nothing of it
                 call.arm.turned_away(call, error.reason)
             if call.tenant is not None:
                 call.tenant.leave()
@@ -371,7 +363,7 @@ class DataPlane:
         else:
             versions = self._taking_part(model, versions_of(plan, columns, keys, rows), stable.ref.version)
         return await score(
-            columns, versions, lambda number: self.bind(model, str(number)).handle, self._loop, self._executor
+            columns, versions, lambda number: self.bind(model, str(number)).handle, self._loop, self._ground.executor
         )
 
     def _taking_part(self, model: str, versions: NDArray[np.int64], stable: int) -> NDArray[np.int64]:

@@ -6,18 +6,14 @@ other model. What arrives while a lane is free goes at once; while none is, it f
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from octoserve.core.clock import Clock
-from octoserve.dataplane.admission import ByteBudget
-from octoserve.dataplane.batcher import Batcher, BatchLimits, Outcome
+from octoserve.dataplane.batcher import Batcher, BatchLimits, Ground, Outcome
 from octoserve.dataplane.call import Call
 from octoserve.dataplane.statistics import VersionStatistics
 from octoserve.lifecycle.lease import Handle
-from octoserve.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -25,19 +21,9 @@ log = logging.getLogger(__name__)
 class LanesBatcher(Batcher):
     """Several runs of one version in flight. Single-threaded: lives on the event loop."""
 
-    def __init__(
-        self,
-        handle: Handle,
-        statistics: VersionStatistics,
-        limits: BatchLimits,
-        loop: asyncio.AbstractEventLoop,
-        executor: Executor,
-        clock: Clock,
-        budget: ByteBudget,
-        tracer: Tracer | None = None,
-    ) -> None:
+    def __init__(self, handle: Handle, statistics: VersionStatistics, limits: BatchLimits, ground: Ground) -> None:
         own = ThreadPoolExecutor(handle.lanes, f"run-{handle.ref.model}")
-        super().__init__(handle, statistics, limits, loop, own, clock, budget, tracer)
+        super().__init__(handle, statistics, limits, ground._replace(executor=own))
         self._lanes = handle.lanes
         self._flights: dict[int, tuple[list[Call], int, float]] = {}
         """Calls, bytes and the beginning of each run in flight."""

@@ -14,9 +14,11 @@ from octoserve.core.fields import OUTPUT, Field, fields_of, is_text, matrix
 from octoserve.core.observation import LogSettings
 from octoserve.core.signature import Signature
 from octoserve.core.tensors import Array, raw_from_array
+from octoserve.routing.key import INPUT
 from octoserve.telemetry.predictions import Block, Cells
 
 if TYPE_CHECKING:
+    from octoserve.dataplane.call import Call
     from octoserve.dataplane.predictions import Taken
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class Blocks:
             version=handle.ref.version,
             times=[taken.time for taken in some for _ in taken.calls],
             ids=[call.request_id()[: self._settings.max_record] for call in calls],
-            keys=[call.key if keyed else None for call in calls],
+            keys=[self._key_of(call) if keyed else None for call in calls],
             arms=[call.arm.role if call.arm is not None else "" for call in calls],
             seconds=[seconds for taken in some for seconds in taken.seconds],
             statuses=[taken.status for taken in some for _ in taken.calls],
@@ -59,6 +61,12 @@ class Blocks:
             cells=cells,
             cut=_by_request([call.rows for call in calls], cut) if cut else (),
         )
+
+    def _key_of(self, call: Call) -> bytes | None:
+        """What it was assigned by; nothing where that is an input that is not to be recorded."""
+        source = call.arm.split.key_source if call.arm is not None else None
+        hidden = source is not None and source.kind == INPUT and not self._settings.wants(source.name)
+        return None if hidden else call.key
 
     def _cells(
         self, signature: Signature, inputs: Sequence[Sequence[Array]], outputs: Sequence[Sequence[Array]]

@@ -125,7 +125,9 @@ class Split:
         self.mirror = mirror
         self.cut = ""
         """Why the candidate was cut in this worker; "" if it was not."""
-        self._key = key_reader(parse_key(plan.key)) if plan.key else None
+        self.key_source = parse_key(plan.key) if plan.key else None
+        """What requests are assigned by; None for chance."""
+        self._key = key_reader(self.key_source) if self.key_source is not None else None
         self._seed = plan.seed.encode() + b":"
         self._segments = [(str(source.name), key_reader(source)) for source in map(parse_key, plan.segments)]
 

@@ -10,7 +10,7 @@ from octoserve.core.errors import InvalidInput, Overloaded
 from octoserve.dataplane.admission import retry_after
 from octoserve.dataplane.call import Call
 from octoserve.dataplane.key_reader import key_reader
-from octoserve.routing.key import parse_key
+from octoserve.routing.key import CALLER, parse_key
 from octoserve.telemetry.metrics import Metric, Registry
 
 MAX_TENANTS = 10_000
@@ -101,8 +101,11 @@ class Tenants:
 
     def __init__(self, rules: TenantRules, registry: Registry) -> None:
         self._rules = rules
-        self._key = key_reader(parse_key(rules.key))
+        source = parse_key(rules.key)
+        self._key = key_reader(source)
         self._per = {name.encode("utf-8", "surrogateescape"): (name, limits) for name, limits in rules.per.items()}
+        self._by_caller = source.kind == CALLER
+        """Whose names security bounds."""
         self._tenants: dict[bytes, Tenant] = {}
         self._forget_at = 0.0
         requests = registry.counter(
@@ -127,7 +130,7 @@ class Tenants:
             return self._none
         tenant = self._tenants.get(key)
         if tenant is None:
-            if len(key) > MAX_KEY:
+            if len(key) > MAX_KEY and not self._by_caller:
                 raise InvalidInput(
                     f"the tenant's key ({self._rules.key}) has {len(key)} bytes, at most {MAX_KEY} may be"
                 )

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from octoserve.core.tensors import Array
 from octoserve.dataplane.call import Call
 from octoserve.lifecycle.lease import Handle
-from octoserve.telemetry.tracing import Over, Span, Tracer, active, within
+from octoserve.telemetry.tracing import ACTIVE, Over, Span, Tracer, active, within
 
 T = TypeVar("T")
 Run = Callable[[Sequence[Array]], list[Array]]
@@ -68,7 +68,7 @@ def run(tracer: Tracer, calls: Sequence[Call], rows: int, handle: Handle, runs: 
     sampled = [call.trace for call in calls if call.trace is not None]
     model: Run = handle.loaded.run
     if not sampled:
-        if not handle.lanes:
+        if not handle.lanes and ACTIVE.get() is None:  # else an ended one, of what this connection asked before
             return runs(model)
         with active(tracer.unsampled):  # another server may be asked, and is to know
             return runs(model)

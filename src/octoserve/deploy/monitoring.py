@@ -34,6 +34,8 @@ class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
     queue: tuple[str, Slo] | None = None
     job: str = "octoserve"
     targets: tuple[str, ...] = ("127.0.0.1:8082",)
+    tls: bool = False
+    """Whether the admin ports speak TLS."""
 
 
 def render(wanted: Monitoring, out: Path) -> list[Path]:
@@ -256,7 +258,13 @@ def _scrape(wanted: Monitoring) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": "15s", "evaluation_interval": "30s"},
         "rule_files": [RULES],
-        "scrape_configs": [{"job_name": wanted.job, "static_configs": [{"targets": list(wanted.targets)}]}],
+        "scrape_configs": [
+            {
+                "job_name": wanted.job,
+                **({"scheme": "https", "tls_config": {"ca_file": "ca.crt"}} if wanted.tls else {}),
+                "static_configs": [{"targets": list(wanted.targets)}],
+            }
+        ],
     }
 
 

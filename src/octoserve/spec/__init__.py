@@ -340,6 +340,17 @@ def check(values: Mapping[str, Any], source: Mapping[str, str], path: str = "") 
         lines = [_explain(detail, source, path) for detail in error.errors()]
         raise SettingsError("\n".join(lines)) from None
     settings.observations()  # what two sections say must go together
+    tenants, security = settings.admission.tenants, settings.security
+    if tenants is not None and tenants.key == "caller:name" and security.keys is None and security.jwt is None:
+        raise SettingsError(
+            "admission.tenants.key: caller:name is whom security knows, and it asks nobody; set security.keys or "
+            "security.jwt, or name a header:NAME"
+        )
+    if settings.multi_model is not None and is_elsewhere(settings.repository):
+        raise SettingsError(
+            f"multi_model: SageMaker's models are put into the repository, so a folder is wanted as repository; "
+            f"{settings.repository} came"
+        )
     return settings
 
 

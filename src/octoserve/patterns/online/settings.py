@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from octoserve.core.admission import CacheLimits, Priorities, TenantRules
+from octoserve.core.admission import Admission
 from octoserve.core.doors import DOORS
 from octoserve.core.observation import Observations
-from octoserve.core.slo import Slos
 from octoserve.core.trace_context import Tracing
 from octoserve.security.settings import Security
 
@@ -18,31 +17,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_body: int = 64 << 20
     """One request body, also after decompression."""
     max_buffered: int = 512 << 20
-    """What one worker's connections hold, together; and, counted apart, what its queues hold as decoded inputs."""
+    """What one worker's connections hold, together; what its queues hold as inputs is counted apart, in `Admission`."""
     max_connections: int = 10_000
     receive_timeout: float = 30.0
     """From the first byte of a request to its last: cuts slow-loris and half-open clients."""
     idle_timeout: float = 75.0
     """Keep-alive without a request."""
-
-
-class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is let in to the data plane, per worker and model."""
-
-    max_queue: int = 1024
-    """Requests waiting or running; one more is shed."""
-    default_deadline: float | None = None
-    """Seconds, for requests that bring none; None lets them wait as long as their connection lives."""
-    deadlines: dict[str, float | None] = {}
-    """By model, in place of `default_deadline`; None lets it wait."""
-    slos: Slos = Slos()
-    """What the endpoints promise: counted against, request by request."""
-    max_batch_bytes: int = 16 << 20
-    priorities: Priorities | None = None
-    tenants: TenantRules | None = None
-    """This worker's share of their limits."""
-    caches: dict[str, CacheLimits] = {}
-    """Models whose answers are kept."""
 
 
 class AsyncRequests(msgspec.Struct, frozen=True, kw_only=True):

@@ -106,16 +106,8 @@ class Worker:
             registry,
             loop,
             ThreadPoolExecutor(RUN_THREADS, "run"),
-            max_queue=config.admission.max_queue,
-            max_batch_bytes=config.admission.max_batch_bytes,
-            max_pending_bytes=config.limits.max_buffered,
-            default_deadline=config.admission.default_deadline,
-            deadlines=config.admission.deadlines,
-            slos=config.admission.slos,
+            config.admission,
             judges=self._judge if config.spool else None,
-            priorities=config.admission.priorities,
-            tenants=config.admission.tenants,
-            caches=config.admission.caches,
             tracer=tracer,
             predictions=self._observed(registry),
         )
@@ -159,16 +151,16 @@ class Worker:
         )
         self._http = Http1Server(http, limits, monotonic)
         self._inside: Http1Server | None = None
-        """Where the service asks itself, who is nobody's caller."""
-        if self._guard is not None:
-            self._inside = Http1Server(HttpDoor(self._service, limits, cuts), limits, monotonic)
+        """Where the service asks itself, who is nobody's caller, no tenant, and makes no promise to itself."""
+        if config.security.inside:
+            self._inside = Http1Server(HttpDoor(self._service, limits, cuts, inside=True), limits, monotonic)
         refused = self.dataplane.refused
         guard = CallGuard(access, lambda error: refused("", "grpc", error)) if access is not None else None
         door, health = GrpcDoor(self._service, guard), Health(self._service, guard)
         calls = {**door.unary(), **health.unary(), **families.unary(self._service, config.doors, guard)}
         self._grpc = GrpcServer(
             calls,
-            {**door.stream(), **health.stream(), **reflection(calls)},
+            {**door.stream(), **health.stream(), **reflection(calls, guard)},
             GrpcLimits(
                 max_message_bytes=limits.max_body,
                 max_total_buffered_bytes=limits.max_buffered,

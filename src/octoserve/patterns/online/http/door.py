@@ -16,6 +16,7 @@ from octoserve.codecs.open_inference_json import Request, decode_request, encode
 from octoserve.core.doors import DOORS
 from octoserve.core.errors import Forbidden, Internal, InvalidInput, NotFound, OctoserveError
 from octoserve.dataplane.call import NEVER, Call
+from octoserve.dataplane.slo import INTERNAL
 from octoserve.patterns.online.http.coding import COMPRESS_FROM, COMPRESS_TO, Inflater, compress
 from octoserve.patterns.online.http.connection import Connection
 from octoserve.patterns.online.http.families import Families
@@ -110,6 +111,12 @@ class HttpCall(Call):
         connection.respond(200, body, headers)
 
 
+class InsideCall(HttpCall):
+    """The service asks itself: nobody's request."""
+
+    door = INTERNAL
+
+
 class Routes(Protocol):
     """What else the port offers below a model."""
 
@@ -130,9 +137,11 @@ class HttpDoor:
         doors: Collection[str] = DOORS,
         access: Access | None = None,
         multi_model: MultiModel | None = None,
+        inside: bool = False,
     ) -> None:
         """doors: beside V2; see `ServeSettings.doors`. access: who may ask; None for all. multi_model: where SageMaker
-        puts models, if it does"""
+        puts models, if it does. inside: only the service itself asks here"""
+        self._call = InsideCall if inside else HttpCall
         self._access = access
         self._service = service
         self._dataplane = service.dataplane
@@ -236,7 +245,7 @@ class HttpDoor:
                 request = raw_request(body, spec.name, spec.datatype, spec.shape)
             else:
                 request = decode_request(body, infer.header_length)
-            call = HttpCall(connection, infer, request)
+            call = self._call(connection, infer, request)
             if infer.timeout is not None or request.parameters is not None:
                 call.deadline = self._deadline(infer, request)
         except OctoserveError as error:

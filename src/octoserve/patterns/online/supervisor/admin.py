@@ -104,13 +104,13 @@ def application(supervisor: Supervisor) -> ASGIApp:
         return JSONResponse(await supervisor.drift.view())
 
     async def load(request: Request) -> Response:
-        model = await note(request, "load")
-        await room.load(model)
+        model: str = request.path_params["model"]
+        await supervisor.change("load", model, who(request))
         return JSONResponse(models_view(room)[model])
 
     async def unload(request: Request) -> Response:
-        model = await note(request, "unload")
-        await room.unload(model)
+        model: str = request.path_params["model"]
+        await supervisor.change("unload", model, who(request))
         return JSONResponse(models_view(room)[model])
 
     async def label(request: Request) -> Response:

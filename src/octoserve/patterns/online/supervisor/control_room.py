@@ -85,6 +85,8 @@ class ControlRoom:
         """The highest generation that anything beside the workers has seen."""
         self.fronts = RouteBackends(self, lambda _: None, {})
         """What stands in front of the workers; set by who makes it."""
+        self.complete: Callable[[], bool] = lambda: True
+        """Whether what lies here is what there is; a cache that begins empty is not. Set by who follows the origin."""
         self.refresh: Callable[[str], Awaitable[None]] | None = None
         """Where the repository is a cache: fetch what there is now of a model. Set by who follows the origin."""
         self._wake = asyncio.Event()
@@ -171,7 +173,7 @@ class ControlRoom:
         """Scan if it is time, record what has loaded, decide, commit, push."""
         if look or self.scan is None:
             await self._look()
-        if self.scan is None or self.fleet.awaiting_adoption():
+        if self.scan is None or self.fleet.awaiting_adoption() or not self.complete():
             return
         if look:
             await self._keep_store()

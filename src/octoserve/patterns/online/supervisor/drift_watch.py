@@ -154,6 +154,8 @@ class DriftWatch:
         if whose not in self._profiles:
             model, version, id_ = whose
             place = self._folder(model, int(version))
+            if place is None:
+                return None  # not seen yet, or gone: asked again
             found: Profile | None = None
             try:
                 found = profiles.read(*place) if place is not None else None

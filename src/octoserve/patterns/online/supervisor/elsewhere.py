@@ -53,6 +53,8 @@ class Elsewhere:
         self._follower: Follower | None = None
         self._seen_with: int | None = None
         """The look of the room that has seen what the first rounds brought."""
+        cold = not cache.cached()
+        room.complete = lambda: not cold or self.looked()
 
     async def run(self) -> None:
         """Until it is cancelled."""

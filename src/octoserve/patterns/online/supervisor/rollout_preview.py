@@ -1,6 +1,7 @@
 """The preview: the candidate answers its golden samples, and recorded requests, before a client meets it.
 
-Both go through the service's own HTTP door to the version by its number: what is tried is what will answer.
+Both go through a worker's HTTP door, on a socket of the service's own, to the version by its number: what is tried is
+what will answer. No tenant's limits, no promise and no prediction log see it.
 
 `golden.json` in a version's folder is a list of `{"inputs": [...], "outputs": [...]}`, tensors as the Open Inference
 Protocol writes them; outputs that it does not name are not looked at.
@@ -15,7 +16,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -41,15 +42,12 @@ Recorded = Callable[[str, int], Sequence[Sequence[Tensor]]]
 """The inputs of an endpoint's last n recorded requests; blocking."""
 
 
-Door: TypeAlias = tuple[str, int] | list[Path]
-"""Host and port of the service's HTTP door; or, where that wants to know who asks, the workers' sockets inside."""
-
-
 class Previewer:
     """Tries a candidate."""
 
-    def __init__(self, door: Door, recorded: Recorded, pause: Callable[[float], None] = time.sleep) -> None:
-        self._door, self._recorded, self._pause = door, recorded, pause
+    def __init__(self, doors: Sequence[Path], recorded: Recorded, pause: Callable[[float], None] = time.sleep) -> None:
+        """doors: the workers' sockets inside"""
+        self._doors, self._recorded, self._pause = doors, recorded, pause
 
     async def __call__(self, rollout: Rollout, disk: VersionOnDisk) -> Preview:
         """How it did. What goes wrong is a reason, not an exception."""
@@ -123,9 +121,7 @@ class Previewer:
             return came.status, came.read()
 
     def _connection(self) -> http.client.HTTPConnection:
-        if isinstance(self._door, tuple):
-            return http.client.HTTPConnection(*self._door, timeout=TIMEOUT)
-        there = [path for path in self._door if path.exists()]
+        there = [path for path in self._doors if path.exists()]
         if not there:
             raise ConnectionError("no worker listens")
         return _Inside(random.choice(there))

@@ -336,19 +336,21 @@ class Rollouts:
             self._state.waiting.discard(number)
         return self.live.get(endpoint) or self.last.get(endpoint) or rollout
 
-    async def noted(self, endpoint: str, who: str, event: str, reason: str = "") -> None:
+    async def noted(self, endpoint: str, who: str, event: str, reason: str = "") -> bool:
         """Write down that somebody changes what is served, before it is done: a load, an unload, a label.
 
+        False: there is nothing of that name yet. A load that finds it all the same is to be written down after it.
         A store that is away does not keep a bad model loaded: then the log has it alone.
         """
         if self._room.scan is None or endpoint not in self._room.scan.models:
-            return  # there is nothing of that name, and nothing will change
+            return False
         log.info("%s: %s by %s%s", endpoint, event, who, f": {reason}" if reason else "")
         entry = AuditEntry(rollout="", endpoint=endpoint, time=self.now(), who=who, event=event, reason=reason)
         try:
             await self.ledger.do(lambda store: store.record(entry))
         except OctoserveError as error:
             log.error("%s: %s by %s is not in the audit log: %s", endpoint, event, who, error)
+        return True
 
     async def _until(self, reached: Callable[[], bool], what: str) -> None:
         try:

@@ -2,7 +2,7 @@
 
     serve-<http port>.lock   held by the supervisor as long as it lives
     serve-<http port>.sock   the control socket
-    serve-<http port>.inside.<worker>.sock   by which the service asks a worker for predictions, where security is on
+    serve-<http port>.inside.<worker>.sock   by which the service asks a worker for predictions
     serve-<http port>.json   ports and workers, for a supervisor that finds them alive
 
 Several services may share a state directory. The record is replaced by rename, after every change.

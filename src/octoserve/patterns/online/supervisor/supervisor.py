@@ -29,12 +29,12 @@ from octoserve.control.rollout.store import Ledger, SqliteStore
 from octoserve.control.rollout.values import IN_PROCESS
 from octoserve.control.snapshot import ModelWishes
 from octoserve.control.store import Store
-from octoserve.core.admission import CacheLimits
+from octoserve.core.admission import Admission, CacheLimits
 from octoserve.core.errors import OctoserveError, SettingsError, Unavailable
 from octoserve.core.names import is_loopback
 from octoserve.patterns.online.link.messages import Drain, Hello, Missed, Operation, OperationReply, ToSupervisor
 from octoserve.patterns.online.link.unix_socket import frame, inside_path, listen, messages, peer_of
-from octoserve.patterns.online.settings import Admission, Limits, MultiModel, WorkerConfig
+from octoserve.patterns.online.settings import Limits, MultiModel, WorkerConfig
 from octoserve.patterns.online.supervisor.consumers import Consumers, NoConsumers, async_requests
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
 from octoserve.patterns.online.supervisor.deadlines import deadline_of, deadlines_of, default_deadline_of
@@ -248,6 +248,7 @@ class Supervisor:
                 deadlines=deadlines_of(settings),
                 slos=settings.slos(),
                 max_batch_bytes=settings.max_batch_bytes,
+                max_pending_bytes=settings.max_buffered,
                 priorities=settings.admission.levels(),
                 tenants=settings.admission.rules(settings.workers),
                 caches=caches_of(settings),
@@ -492,12 +493,20 @@ class Supervisor:
         self.room.fronts.wake()
 
     async def _preview(self, rollout: Rollout, disk: VersionOnDisk) -> Preview:
-        from octoserve.patterns.online.supervisor.rollout_preview import Door, Previewer
+        from octoserve.patterns.online.supervisor.rollout_preview import Previewer
 
-        door: Door = (_reached_at(self.settings.host).strip("[]"), self.http_port)
-        if self.security.told.on:
-            door = [inside_path(str(self.files.inside), member.index) for member in self.fleet.serving()]
-        return await Previewer(door, self.pairs.recorded)(rollout, disk)
+        doors = [inside_path(str(self.files.inside), member.index) for member in self.fleet.serving()]
+        return await Previewer(doors, self.pairs.recorded)(rollout, disk)
+
+    async def change(self, action: str, model: str, who: str) -> None:
+        """Load or unload a model, written down by whom; see `ControlRoom.load`."""
+        noted = await self.rollouts.noted(model, who, action)
+        if action == "unload":
+            await self.room.unload(model)
+            return
+        await self.room.load(model)
+        if not noted:  # it has just come
+            await self.rollouts.noted(model, who, action)
 
     def _operate(self, member: Member, operation: Operation) -> None:
         self._start(self._operation(member, operation), vital=False)
@@ -505,11 +514,7 @@ class Supervisor:
     async def _operation(self, member: Member, operation: Operation) -> None:
         error, kind = "", ""
         try:
-            await self.rollouts.noted(operation.model, operation.who or DATA_DOOR, operation.action)
-            if operation.action == "load":
-                await self.room.load(operation.model)
-            else:
-                await self.room.unload(operation.model)
+            await self.change(operation.action, operation.model, operation.who or DATA_DOOR)
         except OctoserveError as problem:
             error, kind = str(problem), type(problem).__name__
         except Exception as problem:
