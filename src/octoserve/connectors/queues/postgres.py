@@ -76,7 +76,7 @@ class PostgresSink:
         self._source = ""
         self._hold: float | None = None
         self._outputs: tuple[TensorSpec, ...] = ()
-        self._insert = ""
+        self._store = ""
         self._connection: Any = None
 
     @property
@@ -94,12 +94,24 @@ class PostgresSink:
         written = ", ".join(columns.quoted(name) for name in ("message_id", *names, "model", "version", "scored_at"))
         parts = ", ".join(f"%s::{'text' if kind == 'jsonb' else kind}[]" for kind in ("text", *kinds, "bigint"))
         cells = [f"c{i}::jsonb" if kind == "jsonb" else f"c{i}" for i, kind in enumerate(kinds)]
-        self._insert = (
-            f"insert into {table} ({written}) select {', '.join(['id', *cells])}, %s::text, v, "
+        self._store = (
+            "with wanted as (select * from unnest(%s::text[], %s::bigint[], %s::bigint[]) as w(lane, epoch, next)), "
+            # In one order, so that two never wait for each other.
+            f"ours as (select l.lane, w.next from {self._lanes} l join wanted w on l.lane = w.lane and "
+            "l.epoch = w.epoch where l.source = %s and (l.expires is null or l.expires > now()) "
+            "order by l.lane for update of l), "
+            "lanes as (select (select count(*) from ours) = (select count(*) from wanted) as are_ours), "
+            f'moved as (update {self._lanes} l set "offset" = coalesce(o.next, l."offset"), '
+            "expires = now() + %s * interval '1 s' from ours o, lanes "
+            "where lanes.are_ours and l.source = %s and l.lane = o.lane), "
+            f"stored as (insert into {table} ({written}) select {', '.join(['id', *cells])}, %s::text, v, "
             "to_timestamp(%s::float8) "
-            f"from unnest({parts}) as r({', '.join(['id', *(f'c{i}' for i in range(len(kinds)))])}, v) "
-            "on conflict (message_id) do nothing"
+            f"from unnest({parts}) as r({', '.join(['id', *(f'c{i}' for i in range(len(kinds)))])}, v), lanes "
+            "where lanes.are_ours on conflict (message_id) do nothing returning 1) "
+            "select (select array_agg(lane) from ours), (select count(*) from stored)"
         )
+        """One statement, since a process may be stopped at any moment: there is none at which the server has its lanes
+        locked and waits for more."""
         try:
             connection = self._connected()
             with connection.transaction():
@@ -112,7 +124,9 @@ class PostgresSink:
                     f"create table if not exists {self._lanes} (source text, lane text, epoch bigint not null, "
                     '"offset" bigint, expires timestamptz, primary key (source, lane))'
                 )
-            connection.execute(f"explain {self._insert}", ["", 0.0, *["{}"] * (len(kinds) + 2)])
+            connection.execute(
+                f"explain {self._store}", [*["{}"] * 3, "", None, "", "", 0.0, *["{}"] * (len(kinds) + 2)]
+            )
         except self._database.error as error:
             if getattr(error, "sqlstate", None) and error.sqlstate[:2] in _SETUP:  # type: ignore[attr-defined]
                 self.close()
@@ -155,50 +169,25 @@ class PostgresSink:
             for a, spec in zip(results.columns, results.outputs, strict=True)
         ]
         versions = _array(results.versions.tolist(), False)
-        values = [results.model, results.scored_at, _array(results.ids, True), *cells, versions]
+        asked = (
+            _array([move.lane for move in moves], True),
+            _array([move.epoch for move in moves], False),
+            _array(["null" if move.offset is None else move.offset for move in moves], False),
+            self._source, self._hold, self._source,
+            results.model, results.scored_at, _array(results.ids, True), *cells, versions,
+        )  # fmt: skip
         try:
-            connection = self._connected()
-            with connection.pipeline() as pipeline, connection.transaction():
-                # All of it goes in one round trip; the commit, once it is known that the lanes are ours, in a second.
-                moved = self._move(connection, moves)
-                inserted = connection.execute(self._insert, values) if results.ids else None
-                pipeline.sync()
-                self._refuse_stale(moves, moved.fetchall())
-                written = inserted.rowcount if inserted is not None else 0
+            ours, written = self._connected().execute(self._store, asked).fetchone()
         except self._database.error as error:
             state = getattr(error, "sqlstate", None)
             # Without a state it is the client's: a text with NUL, a number that no column of ours holds.
             if (state and state[:2] in _PERMANENT) or (state is None and type(error).__name__ == "DataError"):
                 raise Unwritable(f"{self.label}: {self._database.text_of(error)}") from None
             raise self._away(error) from None
-        return Stored(written, len(results.ids) - written)
-
-    def _move(self, connection: Any, moves: Sequence[Move]) -> Any:
-        """A cursor with the lanes that moved."""
-        return connection.execute(
-            "with wanted as (select * from unnest(%s::text[], %s::bigint[], %s::bigint[]) as w(lane, epoch, next)), "
-            # In one order, so that two never wait for each other.
-            f"ours as (select l.lane, w.next from {self._lanes} l join wanted w on l.lane = w.lane and "
-            "l.epoch = w.epoch where l.source = %s and (l.expires is null or l.expires > now()) "
-            "order by l.lane for update of l) "
-            f'update {self._lanes} l set "offset" = coalesce(o.next, l."offset"), '
-            "expires = now() + %s * interval '1 s' from ours o where l.source = %s and l.lane = o.lane "
-            "returning l.lane",
-            (
-                _array([move.lane for move in moves], True),
-                _array([move.epoch for move in moves], False),
-                _array(["null" if move.offset is None else move.offset for move in moves], False),
-                self._source,
-                self._hold,
-                self._source,
-            ),
-        )
-
-    def _refuse_stale(self, moves: Sequence[Move], moved: Sequence[tuple[str]]) -> None:
-        ours = {lane for (lane,) in moved}
         for move in moves:
-            if move.lane not in ours:
+            if move.lane not in (ours or ()):
                 raise Fenced(f"{self.label}: {move.lane} is no longer ours (epoch {move.epoch}); nothing was written")
+        return Stored(written, len(results.ids) - written)
 
     def _away(self, error: Exception) -> Unavailable:
         text = self._database.text_of(error)
