@@ -145,6 +145,7 @@ def test_a_models_own_section_is_taken_whole(tmp_path):
         ("rollout: {steps: [10%, 10%]}", "shares that grow"),
         ("rollout: {steps: []}", "one step at least"),
         ("rollout: {steps: [{weight: 100%, analysis: true}]}", "at 100% no stable version is left to compare with"),
+        ("rollout: {key: header:x-api-key}", "a header that holds no secret, which x-api-key does, wanted"),
         ("rollout: {key: x-customer}", "header:NAME, input:NAME, column:NAME, parameter:NAME or message:key wanted"),
         ("rollout: {segments: [country]}", "header:NAME"),
         ("rollout: {overrides: {ann: green}}", "rollout.overrides.ann"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from octoserve.core.admission import LEVELS, CacheLimits, Priorities, TenantLimits, TenantRules
-from octoserve.spec.values import Duration, Section, Share, Size
+from octoserve.spec.values import Duration, Section, Share, Size, not_a_credential
 
 _KEY = re.compile(r"(header|input|column|parameter):.+|caller:name")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*([smhd])")
@@ -28,7 +28,7 @@ def parse_rate(value: Any) -> Any:
 def _key(value: str) -> str:
     if not _KEY.fullmatch(value):
         raise ValueError("caller:name, header:NAME, input:NAME, column:NAME or parameter:NAME")
-    return value
+    return not_a_credential(value)
 
 
 def _room(value: float) -> float:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from octoserve.spec.backend import BackendSection
-from octoserve.spec.values import Duration, Ratio, Section, Share
+from octoserve.spec.values import Duration, Ratio, Section, Share, not_a_credential
 
 SMALLEST = 0.0001
 """Shares are whole numbers of 10,000 buckets."""
@@ -23,7 +23,7 @@ _TAKEN = re.compile(r"error_rate|disagreement|sample_ratio|latency_.*")
 def _check_key(value: str) -> str:
     if value and not _KEY.fullmatch(value):
         raise ValueError("header:NAME, input:NAME, column:NAME, parameter:NAME or message:key")
-    return value
+    return not_a_credential(value)
 
 
 def _check_address(value: str) -> str:

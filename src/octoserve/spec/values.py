@@ -13,6 +13,7 @@ _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0
 _SIZES = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 _FRACTION = re.compile(r"(\d+(?:\.\d+)?(?=\s*%)|\d*\.\d+(?:e-\d+)?|\d+e-\d+|0)\s*(%?)")
+_CREDENTIALS = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie"})
 _POLICY = re.compile(r"latest(:[1-9]\d*)?|all|specific:[1-9]\d*(,[1-9]\d*)*")
 
 
@@ -74,6 +75,14 @@ def parse_ratio(value: Any) -> Any:
     if ratio is None:
         raise ValueError("a ratio such as 25%, 0.25")
     return ratio
+
+
+def not_a_credential(key: str) -> str:
+    """A key expression; ValueError for a header that holds a secret: keys are kept beside evidence and records."""
+    kind, _, name = key.partition(":")
+    if kind == "header" and name.lower() in _CREDENTIALS:
+        raise ValueError(f"a header that holds no secret, which {name} does,")
+    return key
 
 
 def _fraction(value: Any) -> float | None:

@@ -44,7 +44,7 @@ from octoserve.patterns.online.service import Service
 from octoserve.patterns.online.settings import AsyncRequests, Limits
 from octoserve.patterns.online.traced import named, over_http
 from octoserve.telemetry.metrics import Metric
-from octoserve.telemetry.tracing import active, outgoing
+from octoserve.telemetry.tracing import ACTIVE, active, outgoing
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +154,7 @@ class AsyncDoor:
         tracer = self._service.dataplane.tracer
         span = None if tracer is None else tracer.begin(head.headers, "")
         if span is None:
+            ACTIVE.set(None)  # of this task: what its connection asked before has ended
             await self._admit(connection, infer, body)
             return
         named(span, head, infer)
