@@ -18,7 +18,7 @@ from octoserve.origins.mlflow import MlflowOrigin
 from octoserve.origins.objects import ObjectOrigin
 from octoserve.origins.protocol import Away, Moved, Origin
 from support import s3
-from support.mlflow import Registry, a_registry
+from support.mlflow_server import Registry, a_registry
 from support.origins import newest
 from support.supervised import constant_model
 

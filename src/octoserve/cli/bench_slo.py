@@ -184,7 +184,7 @@ def _part(part: Part, slo: Slo) -> str:
 
 def _plain(slo: Slo, at: Step | None, found: Found | None, replicas: Replicas | None) -> dict[str, object]:
     return {
-        "slo": msgspec.to_builtins(slo),
+        "slo": {"latency": slo.latency, "availability": slo.availability, "window": slo.window},
         "at": _step(at),
         "steps": [_step(step) for step in found.steps] if found is not None else [],
         "highest": _step(found.highest) if found is not None else None,
