@@ -55,7 +55,7 @@ class ServiceFiles:
         self.name = name
         self.socket = state_dir / f"{name}.sock"
         self.inside = state_dir.absolute() / f"{name}.inside"
-        """The beginning of the sockets by which the service asks its workers; one each, where security is on."""
+        """The beginning of the sockets by which the service asks its workers; one each."""
         self._record = state_dir / f"{name}.json"
         self._lock = lock
 
