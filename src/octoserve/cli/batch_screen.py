@@ -14,7 +14,7 @@ from rich.table import Table
 
 from octoserve.cli import batch_metrics
 from octoserve.cli.metrics_page import MetricsServer
-from octoserve.core.errors import SettingsError
+from octoserve.cli.pages import show_page
 from octoserve.patterns.batch import register, status
 from octoserve.patterns.batch.job import Difference, Job
 from octoserve.patterns.batch.matching import Matched
@@ -160,15 +160,7 @@ def print_report(report: Report, html: Path | None, as_json: bool) -> None:
     if html is not None:
         from octoserve.control.report.html import as_html
 
-        page = as_html(report)
-        if str(html) == "-":
-            print(page)
-            return
-        try:
-            html.write_text(page, "utf-8")
-        except OSError as error:
-            raise SettingsError(f"--html: cannot write {html}: {error.strerror}") from None
-        print(f"{html} written, {len(page.encode()):,} bytes")
+        show_page(html, as_html(report))
     elif as_json:
         import msgspec
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octoserve.cli.admin_client import DEFAULT_URL, URL_VARIABLE, AdminClient, read_token
+from octoserve.cli.pages import show_page
 from octoserve.core.errors import NotFound, SettingsError
 
 if TYPE_CHECKING:
@@ -105,15 +106,7 @@ def _show(found: DriftReport, html: Path | None, as_json: bool) -> None:
     elif html is not None:
         from octoserve.control.drift.html import as_html
 
-        page = as_html(found)
-        if str(html) == "-":
-            print(page)
-            return
-        try:
-            html.write_text(page, "utf-8")
-        except OSError as error:
-            raise SettingsError(f"--html: cannot write {html}: {error.strerror}") from None
-        print(f"{html} written, {len(page.encode()):,} bytes")
+        show_page(html, as_html(found))
     else:
         from rich.console import Console
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from octoserve.cli.admin_client import DEFAULT_URL, URL_VARIABLE, AdminClient, printable, read_token
+from octoserve.cli.pages import show_page
 from octoserve.cli.rollout_screen import history_lines, overview_lines, printed, status_lines
 from octoserve.cli.rollout_status import ENDED, GOOD_ENDS, RolloutView, Status, Summary, read_history, read_status
 from octoserve.core.errors import NotFound, OctoserveError, SettingsError, Unavailable
@@ -169,11 +169,10 @@ def report(
     client = _client(url, token_file, timeout=_REPORT_TIMEOUT)
     content = client.report(endpoint, "html" if html is not None else "json" if as_json else "text", id_)
     text = content.decode("utf-8", "replace")
-    if html is not None and str(html) != "-":
-        _write(html, content)
-        print(f"{html} written, {len(content):,} bytes")
+    if html is not None:
+        show_page(html, text)
     else:
-        print((text if as_json or html else printable(text)).rstrip("\n"))
+        print((text if as_json else printable(text)).rstrip("\n"))
 
 
 @app.command()
@@ -245,17 +244,6 @@ def _print(lines: Callable[[int], list[Text]]) -> None:
 
 def _show_status(raw: dict[str, Any]) -> None:
     _print(lambda width: status_lines(read_status(raw), width))
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SettingsError(f"cannot write {file}: {error.strerror}") from None
 
 
 def _read(file: Path) -> bytes:

@@ -80,11 +80,12 @@ class LocalFiles:
         for left in reversed(range(_TRIES)):
             try:
                 shutil.rmtree(path)
+                break
             except OSError as error:
-                if path.exists() and not (left and error.errno in (errno.ENOENT, errno.ENOTEMPTY)):
+                if not path.exists():
+                    break
+                if not left or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
                     raise
-            if not path.exists():
-                return
 
 
 class OutFile(Protocol):

@@ -164,13 +164,13 @@ class Supervisor:
             settings.slos(),
             self.fleet.collect,
             lambda model: deadline_of(model, settings),
-            lambda: all(member.snapshot for member in self.fleet.members() if member.adopted),
+            self._all_heard,
         )
         self.drift = DriftWatch(
             settings.observations(),
             self.fleet.collect,
             self._folder_of,
-            lambda: all(member.snapshot for member in self.fleet.members() if member.adopted),
+            self._all_heard,
         )
         self.live_figures: LiveFigures
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -267,6 +267,10 @@ class Supervisor:
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
+
+    def _all_heard(self) -> bool:
+        """Whether each worker of before has said what it had counted."""
+        return all(member.snapshot for member in self.fleet.members() if member.adopted)
 
     def _folder_of(self, model: str, version: int) -> tuple[Path, str] | None:
         """Of a version that is there, and its digest."""
@@ -538,7 +542,9 @@ def fingerprint_of(settings: ServeSettings, *ports: int) -> str:
     batching = {name: section.batching.model_dump() for name, section in settings.models.items()}
     shares = settings.admission.rules(settings.workers)  # of as many as there are
     promised = deadlines_of(settings), settings.slos(), settings.observations(), shares, caches_of(settings)
-    fixed = (__version__, told, ports, threads, batching, settings.spans(), *promised)
+    spans = settings.spans()
+    otel = sorted(pair for pair in os.environ.items() if pair[0].startswith("OTEL_")) if spans is not None else []
+    fixed = (__version__, told, ports, threads, batching, spans, otel, *promised)
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
