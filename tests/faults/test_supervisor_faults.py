@@ -179,6 +179,7 @@ def test_a_state_directory_that_was_removed_is_made_again_and_workers_are_replac
     service = serve(workers=1)
     assert service.admin("POST", "/api/models/m/unload")[0] == 200
     shutil.rmtree(service.state_dir)
+    until(lambda: list(service.state_dir.glob("*.inside.*.sock")), 20, "the worker's socket inside")
     before = pids(service)
     os.kill(min(before), signal.SIGKILL)
     until(lambda: all_serve(service, 1) and not pids(service) & before, 20)

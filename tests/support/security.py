@@ -181,22 +181,13 @@ class Secured(Served):
     """A service with TLS, asked with a key and an admin token."""
 
     tls: ssl.SSLContext
+    host = "localhost"
     key = ""
     token = ""
 
-    @property
-    def http(self) -> str:
-        """host:port of the REST door."""
-        return f"localhost:{self.ports['http']}"
-
-    @property
-    def grpc(self) -> str:
-        """host:port of the gRPC door."""
-        return f"localhost:{self.ports['grpc']}"
-
     def connect(self, timeout: float = 30.0) -> http.client.HTTPConnection:
         """A new connection to the REST door."""
-        return http.client.HTTPSConnection("localhost", self.ports["http"], timeout=timeout, context=self.tls)
+        return http.client.HTTPSConnection(self.host, self.ports["http"], timeout=timeout, context=self.tls)
 
     def admin(self, method: str, path: str, body: object = None, headers: dict | None = None):
         """With the token, unless headers bring another one."""

@@ -41,19 +41,21 @@ class Answer(NamedTuple):
 class Served(Service):
     """A running service."""
 
+    host = "127.0.0.1"
+
     @property
     def http(self) -> str:
         """host:port of the REST door."""
-        return f"127.0.0.1:{self.ports['http']}"
+        return f"{self.host}:{self.ports['http']}"
 
     @property
     def grpc(self) -> str:
         """host:port of the gRPC door."""
-        return f"127.0.0.1:{self.ports['grpc']}"
+        return f"{self.host}:{self.ports['grpc']}"
 
     def connect(self, timeout: float = 30.0) -> http.client.HTTPConnection:
         """A new connection to the REST door."""
-        return http.client.HTTPConnection("127.0.0.1", self.ports["http"], timeout=timeout)
+        return http.client.HTTPConnection(self.host, self.ports["http"], timeout=timeout)
 
     def ask(
         self,

@@ -37,14 +37,16 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_a_model_is_placed_and_removed(place: Place) -> None:
-    assert place.sagemaker.all() == []
+    assert place.sagemaker.all() == {}
     place.sagemaker.place("m", place.url)
     assert place.file().read_bytes() == b"0123456789"
-    assert (place.sagemaker.all(), place.sagemaker.url_of("m")) == (["m"], place.url)
+    assert (place.sagemaker.all(), place.sagemaker.url_of("m")) == ({"m": place.url}, place.url)
+    (place.repository / ".sagemaker" / ".n.7").write_bytes(b"")  # another worker is about to rename it
+    assert place.sagemaker.all() == {"m": place.url}
     with pytest.raises(Conflict, match="loaded already"):
         place.sagemaker.place("m", place.url)
     place.sagemaker.remove("m")
-    assert (place.sagemaker.all(), place.file().exists()) == ([], False)
+    assert (place.sagemaker.all(), place.file().exists()) == ({}, False)
     with pytest.raises(NotFound):
         place.sagemaker.url_of("m")
     place.sagemaker.place("m", place.url)  # its files may be others: versions are immutable
@@ -64,7 +66,7 @@ def test_no_memory(place: Place) -> None:
     place.room = 29.0  # ten bytes in each of three workers
     with pytest.raises(NoRoom, match="memory"):
         place.sagemaker.place("m", place.url)
-    assert place.sagemaker.all() == []
+    assert place.sagemaker.all() == {}
     place.room = 30.0
     place.sagemaker.place("m", place.url)
 
@@ -78,7 +80,7 @@ def test_no_disk(place: Place, monkeypatch: pytest.MonkeyPatch, number: int, kin
     monkeypatch.setattr(sagemaker_models.os, "link", full)
     with pytest.raises(kind):
         place.sagemaker.place("m", place.url)
-    assert (place.sagemaker.all(), (place.repository / "m").exists()) == ([], False)
+    assert (place.sagemaker.all(), (place.repository / "m").exists()) == ({}, False)
 
 
 @pytest.mark.parametrize("model", ["", ".", "..", ".sagemaker", "../m", "a/b", "_m", "m.tmp", "m\n", "m" * 300])

@@ -153,7 +153,13 @@ class Predictions:
             for array in ran.arrays:
                 size += array.nbytes
             if calls and self._has_room(len(calls), rows, size):
-                self._add(Taken(handle, calls, seconds, _rows_of(calls, rows, ran), OK, rows, size))
+                try:
+                    copies = _rows_of(calls, rows, ran)
+                except Exception:
+                    if self._accounts is not None:
+                        self._accounts.dropped["failed"] += len(calls)  # offered they are already
+                    raise
+                self._add(Taken(handle, calls, seconds, copies, OK, rows, size))
         except Exception as error:
             self._complain(error)
 

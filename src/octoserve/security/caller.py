@@ -17,7 +17,8 @@ VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
 ROLES = (VIEWER, OPERATOR, ADMIN)
 """On the admin API, each with what the ones before it may."""
 
-RESERVED = frozenset({"controller", "admin API", "a data door"})
+CONTROLLER, ADMIN_API, DATA_DOOR = "controller", "admin API", "a data door"
+RESERVED = frozenset({CONTROLLER, ADMIN_API, DATA_DOOR})
 """Who did it, in the audit log, where nobody has a name of their own; so nobody may be called that."""
 NEVER = float("inf")
 _REMEMBERED = 1024

@@ -20,8 +20,6 @@ from octoserve.security.settings import Jwt
 
 log = logging.getLogger(__name__)
 
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""All that may be allowed."""
 MAX_TOKEN = 16 << 10
 _REMEMBERED = 4096
 _OF_TYPE: Mapping[tuple[str, str], tuple[str, ...]] = {

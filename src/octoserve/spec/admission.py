@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from octoserve.core.admission import LEVELS, CacheLimits, Priorities, TenantLimits, TenantRules
-from octoserve.spec.values import Duration, Section, Share, Size, not_a_credential
+from octoserve.spec.values import Duration, Section, Share, Size, not_a_credential, switch
 
 _KEY = re.compile(r"(header|input|column|parameter):.+|caller:name")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*([smhd])")
@@ -41,10 +41,6 @@ def _more_than_nothing(value: float) -> float:
     if value <= 0:
         raise ValueError("more than 0")
     return value
-
-
-def _switch(value: Any) -> Any:
-    return None if value is False else {} if value is True else value
 
 
 Rate = Annotated[float, BeforeValidator(parse_rate), WithJsonSchema({"type": "string", "pattern": _RATE.pattern})]
@@ -101,7 +97,7 @@ class TenantsSection(Section):
     """Limits by tenant."""
 
     key: Annotated[str, AfterValidator(_key)]
-    """What says whose a request is: header:NAME, input:NAME, column:NAME, parameter:NAME."""
+    """What says whose a request is: caller:name, header:NAME, input:NAME, column:NAME, parameter:NAME."""
     default: TenantSection = TenantSection()
     """Of each tenant that `per` does not name, and of requests without a key, which are one tenant."""
     per: dict[str, TenantSection] = Field(default_factory=dict)
@@ -111,7 +107,7 @@ class TenantsSection(Section):
 class AdmissionSection(Section):
     """Who is let in first, and how much each tenant may ask."""
 
-    priorities: Annotated[PrioritiesSection | None, BeforeValidator(_switch)] = None
+    priorities: Annotated[PrioritiesSection | None, BeforeValidator(switch)] = None
     """`true`, or `{default, shares, turn}`; unset: requests' priorities are not looked at."""
     tenants: TenantsSection | None = None
     """`{key, default, per}`; unset: no limits by tenant."""

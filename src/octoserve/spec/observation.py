@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from octoserve.core.observation import DriftSettings, LogSettings
-from octoserve.spec.values import Duration, Section, Share, Size
+from octoserve.spec.values import Duration, Section, Share, Size, off, switch
 
 _DAY = 86400.0
 _LEAST_ROTATED = 64 << 10
@@ -111,15 +111,7 @@ class DriftSection(Section):
         return DriftSettings(sample=sample, window=self.window, minimum=self.minimum, alert=self.alert)
 
 
-def _log(value: Any) -> Any:
-    return None if value is False else value
-
-
-def _drift(value: Any) -> Any:
-    return None if value is False else {} if value is True else value
-
-
-OptionalLog = Annotated[PredictionLogSection | None, BeforeValidator(_log)]
+OptionalLog = Annotated[PredictionLogSection | None, BeforeValidator(off)]
 """`false` records nothing."""
-OptionalDrift = Annotated[DriftSection | None, BeforeValidator(_drift)]
+OptionalDrift = Annotated[DriftSection | None, BeforeValidator(switch)]
 """`true` watches with the defaults, `false` watches nothing."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from octoserve.spec.backend import BackendSection
-from octoserve.spec.values import Duration, Ratio, Section, Share, not_a_credential
+from octoserve.spec.values import Duration, Ratio, Section, Share, not_a_credential, off
 
 SMALLEST = 0.0001
 """Shares are whole numbers of 10,000 buckets."""
@@ -52,10 +52,6 @@ def _check_weight(value: float) -> float:
 
 def _step(value: Any) -> Any:
     return value if isinstance(value, dict | StepSection) else {"weight": value}
-
-
-def _off(value: Any) -> Any:
-    return None if value is False else value
 
 
 KeyExpression = Annotated[str, AfterValidator(_check_key)]
@@ -138,11 +134,11 @@ _LATENCIES = {"p99": LatencySection(ratio=0.25, seconds=0.005)}
 class AnalysisSection(Section):
     """What a candidate is judged by. `false` switches a check off."""
 
-    error_rate: Annotated[RateSection | None, BeforeValidator(_off)] = RateSection()
+    error_rate: Annotated[RateSection | None, BeforeValidator(off)] = RateSection()
     """Failed requests."""
     latency: dict[Quantile, LatencySection] = _LATENCIES
     """Quantiles of the latency, by name: p50, p99, p99.9; `{}` for none."""
-    disagreement: Annotated[DisagreementSection | None, BeforeValidator(_off)] = DisagreementSection()
+    disagreement: Annotated[DisagreementSection | None, BeforeValidator(off)] = DisagreementSection()
     """Predictions that differ; needs mirrored traffic."""
     metrics: list[MetricSection] = Field(default_factory=list)
     """Numbers of the business."""

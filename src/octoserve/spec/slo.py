@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from octoserve.core.slo import DAY, Slo
-from octoserve.spec.values import Duration, Section, Share
+from octoserve.spec.values import Duration, Section, Share, off
 
 _LEAST, _MOST = 0.9, 0.999999
 _SHORTEST, _LONGEST = 7 * DAY, 90 * DAY
@@ -66,9 +66,5 @@ class QueueSloSection(Section):
         return Slo(freshness=self.freshness, window=self.window)
 
 
-def _off(value: Any) -> Any:
-    return None if value is False else value
-
-
-OptionalSlo = Annotated[SloSection | None, BeforeValidator(_off)]
+OptionalSlo = Annotated[SloSection | None, BeforeValidator(off)]
 """`false` promises nothing."""

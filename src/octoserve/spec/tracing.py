@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from octoserve.core.errors import SettingsError
 from octoserve.core.trace_context import Tracing
-from octoserve.spec.values import Section, parse_share
+from octoserve.spec.values import Section, parse_share, switch
 
 _SAMPLERS = {
     "always_on": (1.0, False),
@@ -49,11 +49,7 @@ class TracingSection(Section):
     """`service.name`; unset: what OTEL_SERVICE_NAME says, else octoserve."""
 
 
-def _off(value: Any) -> Any:
-    return None if value is False else {} if value is True else value
-
-
-OptionalTracing = Annotated[TracingSection | None, BeforeValidator(_off)]
+OptionalTracing = Annotated[TracingSection | None, BeforeValidator(switch)]
 """`true`: all as the variables say."""
 
 

@@ -85,6 +85,16 @@ def not_a_credential(key: str) -> str:
     return key
 
 
+def off(value: Any) -> Any:
+    """`false` is nothing."""
+    return None if value is False else value
+
+
+def switch(value: Any) -> Any:
+    """`true` is all defaults, `false` is nothing."""
+    return {} if value is True else off(value)
+
+
 def _fraction(value: Any) -> float | None:
     """Of `5%`, `0.05` (text or number) or 0; None for what is none, for other whole numbers, and for less than 0."""
     text = str(value).strip() if isinstance(value, int | float | str) and not isinstance(value, bool) else ""

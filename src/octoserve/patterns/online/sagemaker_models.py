@@ -88,11 +88,12 @@ class SagemakerModels:
             raise NotFound(f"model {model!r} is not loaded")
         return url
 
-    def all(self) -> list[str]:
-        """Every model that was put here, by name."""
+    def all(self) -> dict[str, str]:
+        """Every model that was put here, in order, and where from."""
         if not self._notes.is_dir():
-            return []
-        return sorted(path.name for path in self._notes.iterdir() if self._note(path.name).url)
+            return {}
+        names = sorted(name for name in os.listdir(self._notes) if not ignored(name))  # hidden: half-written
+        return {name: url for name in names if (url := self._note(name).url)}
 
     def _source(self, url: str) -> Path:
         path, within = Path(url).resolve(), Path(self._settings.folder).resolve()

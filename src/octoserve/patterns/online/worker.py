@@ -279,9 +279,7 @@ class Worker:
 
     async def _listen(self) -> None:
         config = self._config
-        if self._inside is not None:
-            inside = listen(inside_path(config.security.inside, config.index))
-            self._inside_server = await self._loop.create_unix_server(self._inside, sock=inside)
+        await self._listen_inside()
         self._tls = tls_options(self._guard)
         for factory, port, tls in zip(self._factories, (config.http_port, config.grpc_port), self._tls, strict=True):
             if self._service.draining:
@@ -290,6 +288,16 @@ class Worker:
             self._sockets.append(sock)
             server: Any = await self._loop.create_server(factory, sock=sock, backlog=BACKLOG, **tls)
             self._servers.append(server)
+
+    async def _listen_inside(self) -> None:
+        """Where the service asks itself; anew where somebody has removed the socket: previews come by it."""
+        path = inside_path(self._config.security.inside, self._config.index)
+        if self._inside is None or (self._inside_server is not None and path.exists()):
+            return
+        listener = listen(path)
+        if self._inside_server is not None:
+            self._inside_server.close()
+        self._inside_server = await self._loop.create_unix_server(self._inside, sock=listener)
 
     @property
     def _factories(self) -> tuple[Callable[[], asyncio.Protocol], ...]:
@@ -345,6 +353,9 @@ class Worker:
             self._http.sweep()
             if self._inside is not None:
                 self._inside.sweep()
+            if self._inside_server is not None and not self._service.draining:
+                with contextlib.suppress(OSError):  # its folder is not there again yet: at the next sweep
+                    await self._listen_inside()
             self._grpc.sweep(monotonic())
             self.dataplane.splits.sweep()
             for sweep in self._sweeps:

@@ -45,7 +45,7 @@ class CallGuard:
         """Whether the caller is known and may; if not, the call has ended with the error."""
         try:
             caller = self.know(call)
-            if model:
+            if model or right:
                 caller.check(right, model)
         except OctoserveError as error:
             self._refused(error)

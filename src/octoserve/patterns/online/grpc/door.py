@@ -202,15 +202,9 @@ class GrpcDoor:
             except DecodeError:
                 fail(call, InvalidInput(f"not a {name}Request message"))
                 return
-            who = ""
-            if call.caller is not None:
-                who = call.caller.name
-                try:
-                    call.caller.check(MANAGE, came.model_name)
-                except OctoserveError as error:
-                    self.dataplane.refused("", "grpc", error)
-                    fail(call, error)
-                    return
+            if self._guard is not None and not self._guard.lets_in(call, MANAGE, came.model_name):
+                return
+            who = "" if call.caller is None else call.caller.name
             work = self._service.operate(action, came.model_name, dict(came.parameters), who)
             self._later(call, work, response().SerializeToString())
 

@@ -159,10 +159,11 @@ class AsyncDoor:
             return
         named(span, head, infer)
         span.attributes.update({"octoserve.model": infer.model, "octoserve.door": "async"})
-        error: OctoserveError | None = None
+        error: OctoserveError | None = Internal("the request failed")  # unless something better is known
         try:
             with active(span):
                 await self._admit(connection, infer, body)
+            error = None
         except OctoserveError as came:
             error = came
             raise

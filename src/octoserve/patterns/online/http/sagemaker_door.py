@@ -96,12 +96,10 @@ class SagemakerDoor:
         return _encode(_said(model, url))
 
     async def _list(self, after: str, sees: Callable[[str], bool]) -> bytes:
-        ready = self._ready()
-        loaded = [model for model in await self._in_thread(self._models.all) if model in ready and sees(model)]
+        ready, urls = self._ready(), await self._in_thread(self._models.all)
+        loaded = [model for model in urls if model in ready and sees(model)]
         page = [model for model in loaded if model > after][:_PAGE]
-        said: dict[str, Any] = {
-            "models": [_said(model, await self._in_thread(self._models.url_of, model)) for model in page]
-        }
+        said: dict[str, Any] = {"models": [_said(model, urls[model]) for model in page]}
         if page and page[-1] != loaded[-1]:
             said["nextPageToken"] = page[-1]
         return _encode(said)

@@ -1,7 +1,7 @@
 """The admin API: what is served and why, and the way to change it. Never on the hot path.
 
     GET  /livez /readyz /metrics
-    GET  /api/models /api/workers /api/generation /api/slo /api/drift
+    GET  /api/models /api/workers /api/generation /api/repository /api/slo /api/drift
     GET  /api/models/{model}/plan             the route plan, for whoever splits as it does (batch jobs)
     POST /api/models/{model}/load | unload
     PUT  /api/models/{model}/labels/{label}   {"version": n}
@@ -34,8 +34,7 @@ from octoserve.patterns.online.supervisor.admin_server import serve_application
 from octoserve.patterns.online.supervisor.admin_views import generation_view, models_view, plan_of, workers_view
 from octoserve.patterns.online.supervisor.console import routes as console
 from octoserve.patterns.online.supervisor.live_figures import LiveFigures
-from octoserve.patterns.online.supervisor.rollout_entries import PERSON
-from octoserve.security.caller import ADMIN
+from octoserve.security.caller import ADMIN, ADMIN_API
 
 if TYPE_CHECKING:
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
@@ -154,7 +153,7 @@ def application(supervisor: Supervisor) -> ASGIApp:
 def who(request: Request) -> str:
     """In the audit log."""
     caller = caller_of(request.scope)
-    return PERSON if caller is None else caller.name
+    return ADMIN_API if caller is None else caller.name
 
 
 def role(request: Request) -> str:

@@ -158,7 +158,7 @@ class DriftWatch:
                 return None  # not seen yet, or gone: asked again
             found: Profile | None = None
             try:
-                found = profiles.read(*place) if place is not None else None
+                found = profiles.read(*place)
             except SettingsError as error:
                 log.warning("%s", error)
             for old in [key for key in self._profiles if key[:2] == whose[:2]]:

@@ -7,8 +7,7 @@ import msgspec
 from octoserve.control.rollout.audit import AuditEntry
 from octoserve.control.rollout.values import Rollout
 from octoserve.patterns.online.supervisor.rollout_facts import Look
-
-CONTROLLER, PERSON = "controller", "admin API"
+from octoserve.security.caller import CONTROLLER
 
 
 def entry_of(

@@ -101,7 +101,7 @@ class Previewer:
         for wait in (*AGAIN, None):
             try:
                 status, content = self._send(rollout, body, headers)
-            except (ConnectionError, http.client.HTTPException):
+            except (ConnectionError, FileNotFoundError, http.client.HTTPException):  # the second: it listens anew
                 if wait is None:
                     raise
                 status, content = 503, b""

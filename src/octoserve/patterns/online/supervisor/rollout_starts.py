@@ -19,10 +19,11 @@ from octoserve.control.rollout.store import Conflict
 from octoserve.control.rollout.values import Course, Endpoint, Phase, Rollout
 from octoserve.core.errors import InvalidInput, NotFound, SettingsError
 from octoserve.patterns.online.supervisor.control_room import ControlRoom
-from octoserve.patterns.online.supervisor.rollout_entries import CONTROLLER, PERSON, entry_of
+from octoserve.patterns.online.supervisor.rollout_entries import entry_of
 from octoserve.patterns.online.supervisor.rollout_ledger import RolloutLedger
 from octoserve.patterns.online.supervisor.rollout_state import InForce
 from octoserve.repository.layout import DiskState
+from octoserve.security.caller import ADMIN_API, CONTROLLER
 
 if TYPE_CHECKING:
     from octoserve.spec import RolloutSection
@@ -159,7 +160,7 @@ class Starts:
                 del state.proposed[name]
                 continue
             rollout = msgspec.structs.replace(rollout, stable=stable if name in state.last else rollout.stable)
-            who = CONTROLLER if rollout.reason == NEW_VERSION else rollout.by or PERSON
+            who = CONTROLLER if rollout.reason == NEW_VERSION else rollout.by or ADMIN_API
             entry = entry_of(rollout, rollout, "started", rollout.reason or "by a person", self._now(), who=who)
             endpoint = state.endpoints.get(name) or Endpoint(name=name, stable=rollout.stable)
             endpoint = msgspec.structs.replace(

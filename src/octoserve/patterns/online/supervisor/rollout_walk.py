@@ -13,10 +13,11 @@ from octoserve.control.rollout.machine import Event, Transition, decide, endpoin
 from octoserve.control.rollout.replica_tables import Asked
 from octoserve.control.rollout.values import Command, Endpoint, Phase, Rollout
 from octoserve.core.evidence import Seen
-from octoserve.patterns.online.supervisor.rollout_entries import CONTROLLER, entry_of
+from octoserve.patterns.online.supervisor.rollout_entries import entry_of
 from octoserve.patterns.online.supervisor.rollout_facts import Facts, Look
 from octoserve.patterns.online.supervisor.rollout_ledger import RolloutLedger
 from octoserve.patterns.online.supervisor.rollout_state import InForce
+from octoserve.security.caller import CONTROLLER
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from octoserve.core.errors import OctoserveError, SettingsError
 from octoserve.core.names import is_loopback
 from octoserve.patterns.online.supervisor.service_files import write_atomically
-from octoserve.security.caller import ADMIN, Caller
+from octoserve.security.caller import ADMIN, ADMIN_API, Caller
 from octoserve.security.guard import Guard
 from octoserve.security.keys import digest_of
 from octoserve.security.settings import Jwt, Security, Tls
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SINGLE = "admin API"
-"""Who the one `admin_token` is, in the audit log."""
 LOOK_SECONDS = 1.0
 PATIENCE = 10.0
 """That a start has with the provider."""
@@ -57,7 +55,7 @@ class SecurityWatch:
         extra = {}
         if settings.admin_token:
             token = settings.admin_token.encode().decode("latin-1")  # as a header has it
-            extra = {digest_of(token): Caller(SINGLE, may=(), role=ADMIN)}
+            extra = {digest_of(token): Caller(ADMIN_API, may=(), role=ADMIN)}
         self.guard = Guard(Security(tls, keys), extra=extra)
         """Of the admin API."""
         if self.told.wants_callers and tls is None and not is_loopback(settings.host):

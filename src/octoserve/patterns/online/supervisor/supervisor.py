@@ -54,6 +54,7 @@ from octoserve.patterns.online.supervisor.service_files import ServiceFiles, Ser
 from octoserve.patterns.online.supervisor.slo_watch import SloWatch
 from octoserve.patterns.online.supervisor.worker_process import spawn_blank
 from octoserve.repository.layout import ARTIFACTS, Formats, VersionOnDisk
+from octoserve.security.caller import DATA_DOOR
 
 if TYPE_CHECKING:
     from octoserve.control.rollout.values import Rollout
@@ -66,8 +67,6 @@ log = logging.getLogger(__name__)
 
 TICK = 0.1
 READY_LIMIT = 60.0
-DATA_DOOR = "a data door"
-"""Who loads and unloads in the audit log, where clients do not say who they are."""
 FRONT_GRACE = 5.0
 """Seconds that what stands in front of the workers gets to answer what it has, before they drain."""
 GIVE_UP_AFTER = 3
