@@ -328,13 +328,30 @@ def test_without_a_promise_there_is_nothing_to_render(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(SettingsError, match="settings file with `slo`"):
         run(["deploy", "monitoring", "--out", str(tmp_path / "out")])
-    for text, why in (("", "queue.model: wanted"), ("model: m, ", "queue.metrics_port: wanted")):
-        (tmp_path / "queue.yaml").write_text(f"queue: {{{text}slo: {{freshness: 1s}}}}\n")
+    slo = "slo: {latency_p99: 100ms}\n"
+    for more, text, why in (
+        ("", "", "queue.model: wanted"),
+        ("", "model: m, ", "queue.metrics_port: wanted"),
+        (slo, "model: m, ", "queue.metrics_port: wanted"),
+    ):
+        (tmp_path / "queue.yaml").write_text(f"repository: models\n{more}queue: {{{text}slo: {{freshness: 1s}}}}\n")
         with pytest.raises(SettingsError, match=why):
             run(["deploy", "monitoring", "--spec", str(tmp_path / "queue.yaml"), "--out", str(tmp_path / "out")])
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="cannot write into"):
         render(Monitoring(slos=Slos(default=Slo(latency=0.1))), tmp_path / "file")
+
+
+def test_under_tls_the_admin_ports_are_scraped_by_it_and_a_queues_runs_are_not(tmp_path: Path) -> None:
+    wanted = Monitoring(slos=Slos(default=Slo(latency=0.1)), targets=("a:8082", "a:9100"), tls=True, queue_port=9100)
+    render(wanted, tmp_path)
+    (tmp_path / "ca.crt").write_text("")
+    promtool("check", "config", SCRAPE, folder=tmp_path)
+    [job] = yaml.safe_load((tmp_path / SCRAPE).read_text())["scrape_configs"]
+    assert job["scheme"] == "https"
+    assert job["static_configs"] == [
+        {"targets": ["a:8082"]}, {"targets": ["a:9100"], "labels": {"__scheme__": "http"}},
+    ]  # fmt: skip
 
 
 def test_the_spec_is_the_one_that_serve_reads(tmp_path: Path) -> None:

@@ -87,6 +87,24 @@ def test_lists_are_told_apart_by_element_and_other_types_are_said(models: Path, 
         count_table(profile, Table(find([str(_written(tmp_path, {"other": [1]}))])))
 
 
+def test_a_table_of_another_shape_is_said_or_missing_and_no_surprise(models: Path, tmp_path: Path) -> None:
+    made = profiled(models, _written(tmp_path, observed.rows(300)))
+    names = {"amount": "x[1]", "age": "age[years]", "ssn": "vector[0]"}
+    renamed = [
+        msgspec.structs.replace(column, name=names.get(column.name, column.name)) for column in made.profile.columns
+    ]
+    columns = observed.rows(300)
+    for name in ("amount", "age", "ssn"):
+        columns.pop(name)
+    columns["x"] = pa.array([[1.0, 2.0], [1.0], None] * 100, pa.list_(pa.float32()))
+    columns["vector"] = np.arange(300.0)
+    profile = msgspec.structs.replace(made.profile, columns=tuple(renamed))
+    counted = count_table(profile, Table(find([str(_written(tmp_path, columns))])))
+    assert counted.counts["x[1]"][-1] == 200, "null, or too short"
+    assert "age[years]" in counted.notes[0]
+    assert "vector (double)" in counted.notes[1]
+
+
 def _written(tmp_path: Path, columns: dict[str, Any]) -> Path:
     path = tmp_path / f"{'-'.join(sorted(columns))}.parquet"
     pa.parquet.write_table(pa.table(columns), path)

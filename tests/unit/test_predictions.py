@@ -62,7 +62,7 @@ class Rig:
         self.registry = Registry()
         self.log = LogSettings(to="there", **settings)
         observations = Observations(default=Observed(log=self.log))
-        self.all = AllPredictions(observations, self.registry, folder, "w0", thread=ByHand)
+        self.all = AllPredictions(observations, self.registry, folder, "w0", thread=ByHand, sleep=lambda seconds: None)
         self.handle: Handle = handle_of(FakeModel(signature))
         one = self.all.of(self.handle)
         assert one is not None

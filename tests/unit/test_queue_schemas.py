@@ -139,6 +139,8 @@ def http() -> Iterator[Any]:
         (403, b"", SettingsError),
         (200, b"welcome", Unavailable),
         (200, {}, Unavailable),
+        (200, {"schema": 7}, Unavailable),
+        (200, {"schema": "x", "references": [{}]}, Unavailable),
     ],
 )
 def test_only_a_registrys_own_word_says_that_there_is_no_schema(http: Any, status: int, body: Any, error: type):

@@ -111,6 +111,15 @@ def test_each_kind_of_protobuf_field_becomes_an_input():
     assert schema.read(b"\x04\x00\x00\x08\x05") == {"count": 5}
 
 
+def test_a_protobuf_time_that_no_calendar_has_is_the_messages_fault():
+    schema = ProtobufSchema('syntax = "proto3"; import "google/protobuf/timestamp.proto";\n'
+                            "message M { google.protobuf.Timestamp at = 1; }")  # fmt: skip
+    made = schema._kind((0,)).make()
+    made.at.seconds = 1 << 60
+    with pytest.raises(InvalidInput, match="the bytes are no M"):
+        schema.read(b"\x00" + made.SerializeToString())
+
+
 def test_what_is_missing_goes_by_the_policy():
     schema = AvroSchema(json.dumps(AVRO))
     payload = written({**ROW, "weight": None})

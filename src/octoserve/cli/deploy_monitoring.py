@@ -38,7 +38,7 @@ def monitoring(
             raise SettingsError("queue.model: wanted, since queue.slo promises something of it; none is in the spec")
         queue = settings.queue.model, settings.queue.slo.promise()
         here += [settings.queue.metrics_port] if settings.queue.metrics_port else []
-    if queue is not None and not (target or here):
+    if queue is not None and not (target or settings.queue.metrics_port):
         raise SettingsError("queue.metrics_port: wanted, or --target host:port: where Prometheus finds the queue's run")
     targets = tuple(target or [f"127.0.0.1:{port}" for port in here])
     wanted = Monitoring(
@@ -48,6 +48,7 @@ def monitoring(
         job=job,
         targets=targets,
         tls=settings.security.tls is not None,
+        queue_port=settings.queue.metrics_port if queue is not None else None,
     )
     for path in render(wanted, out):
         print(path)

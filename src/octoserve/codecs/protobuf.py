@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from octoserve.codecs.framed import message_path
 from octoserve.core.errors import InvalidInput, SettingsError
@@ -68,9 +68,9 @@ class ProtobufSchema:
         kind = self._kinds.get(path) or self._kind(path)
         try:
             message = kind.make.FromString(data)
-        except Exception as error:
+            return {name: get(message) for name, get in kind.fields.items()}
+        except (DecodeError, ValueError) as error:  # ValueError: a time that no calendar has
             raise InvalidInput(f"the bytes are no {kind.make.DESCRIPTOR.full_name}: {error}") from None
-        return {name: get(message) for name, get in kind.fields.items()}
 
     def write(self, record: Mapping[str, Any]) -> bytes:
         """The first message of the schema, made of JSON values. Raises InvalidInput."""

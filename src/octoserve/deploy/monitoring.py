@@ -36,6 +36,8 @@ class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[str, ...] = ("127.0.0.1:8082",)
     tls: bool = False
     """Whether the admin ports speak TLS."""
+    queue_port: int | None = None
+    """Of the queue's runs' metrics, which are plain HTTP whatever the admin ports speak."""
 
 
 def render(wanted: Monitoring, out: Path) -> list[Path]:
@@ -255,6 +257,13 @@ def _windows(wanted: Monitoring) -> list[str]:
 
 
 def _scrape(wanted: Monitoring) -> dict[str, Any]:
+    plain = [each for each in wanted.targets if wanted.tls and each.endswith(f":{wanted.queue_port}")]
+    groups: list[dict[str, Any]] = [{"targets": [each for each in wanted.targets if each not in plain]}]
+    if plain:
+        groups = [
+            *(group for group in groups if group["targets"]),
+            {"targets": plain, "labels": {"__scheme__": "http"}},
+        ]
     return {
         "global": {"scrape_interval": "15s", "evaluation_interval": "30s"},
         "rule_files": [RULES],
@@ -262,7 +271,7 @@ def _scrape(wanted: Monitoring) -> dict[str, Any]:
             {
                 "job_name": wanted.job,
                 **({"scheme": "https", "tls_config": {"ca_file": "ca.crt"}} if wanted.tls else {}),
-                "static_configs": [{"targets": list(wanted.targets)}],
+                "static_configs": groups,
             }
         ],
     }

@@ -36,6 +36,18 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True):
     references: dict[str, str] = {}
 
 
+class _Reference(msgspec.Struct, frozen=True):
+    name: str
+    subject: str
+    version: int
+
+
+class _Told(msgspec.Struct, frozen=True, rename={"text": "schema", "kind": "schemaType"}):
+    text: str
+    kind: str | None = None
+    references: list[_Reference] | None = None
+
+
 class SchemaRegistry:
     """Every call opens a connection of its own and blocks, some seconds at most."""
 
@@ -62,25 +74,26 @@ class SchemaRegistry:
 
     def schema(self, number: int) -> Schema:
         """Raises NotFound; Unavailable for anything that may pass; SettingsError where we are not let in."""
-        told = self._ask("GET", f"/schemas/ids/{number}")
+        told = self._registered(f"/schemas/ids/{number}")
         references: dict[str, str] = {}
         self._gather(told, references, 0)
-        try:
-            return Schema(kind=told.get("schemaType") or AVRO, text=told["schema"], references=references)
-        except (KeyError, msgspec.ValidationError):
-            raise Unavailable(f"{self.label}: schema {number} came without its text") from None
+        return Schema(kind=told.kind or AVRO, text=told.text, references=references)
 
-    def _gather(self, told: Mapping[str, Any], found: dict[str, str], depth: int) -> None:
-        for each in told.get("references") or ():
-            name = each["name"]
-            if name in found:
+    def _registered(self, path: str) -> _Told:
+        try:
+            return msgspec.convert(self._ask("GET", path), _Told)
+        except msgspec.ValidationError as error:
+            raise Unavailable(f"{self.label}: {path} is answered with no schema: {error}") from None
+
+    def _gather(self, told: _Told, found: dict[str, str], depth: int) -> None:
+        for each in told.references or ():
+            if each.name in found:
                 continue
             if depth > _MOST_REFERENCES or len(found) >= _MOST_REFERENCES:
                 raise InvalidInput(f"a schema rests on more than {_MOST_REFERENCES} others")
-            path = f"/subjects/{quote(each['subject'], safe='')}/versions/{each['version']}"
-            below = self._ask("GET", path)
+            below = self._registered(f"/subjects/{quote(each.subject, safe='')}/versions/{each.version}")
             self._gather(below, found, depth + 1)
-            found[name] = below["schema"]
+            found[each.name] = below.text
 
     def register(self, subject: str, schema: Schema) -> int:
         """The schema's number under this subject, which is its own already if it was registered before.
@@ -107,7 +120,7 @@ class SchemaRegistry:
             answer = connection.getresponse()
             status, text = answer.status, answer.read(_MOST_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"{self.label}: {error or type(error).__name__}") from None
+            raise Unavailable(f"{self.label}: {str(error) or type(error).__name__}") from None
         finally:
             connection.close()
         return self._told(status, text, path)

@@ -9,7 +9,7 @@ request, of which others are at most moments away.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -78,8 +78,8 @@ class Folder:
         for name in names:
             (self._folder / name).unlink(missing_ok=True)
         for folder in {(self._folder / name).parent for name in names}:
-            if folder.is_dir() and not any(folder.iterdir()):
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # gone, or somebody has put something there
+                folder.rmdir()
 
 
 class InS3:

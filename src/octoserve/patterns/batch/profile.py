@@ -5,6 +5,7 @@ Both read a table as a job does, block by block, and keep counts instead of rows
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from octoserve.patterns.batch.table import Table
 BLOCK = 4096
 _VERSION, _STATUS = "_version", "_status"
 """Columns of a prediction log."""
+_ELEMENT = re.compile(r"(.+)\[(\d+)\]", re.DOTALL)
 
 
 class Profiled(msgspec.Struct, frozen=True):
@@ -146,15 +148,16 @@ def _places(profile: Profile, table: Table) -> tuple[dict[ColumnProfile, tuple[s
     absent, odd = [], []
     for column in profile.columns:
         name, element = column.name, -1
-        if name not in table.schema.names and name.endswith("]"):
-            name, _, rest = name[:-1].rpartition("[")
-            element = int(rest)
+        told = _ELEMENT.fullmatch(name)
+        if name not in table.schema.names and told is not None:
+            name, element = told[1], int(told[2])
         if name not in table.schema.names:
             absent.append(column.name)
             continue
         type_ = table.schema.field(name).type
-        datatype = datatype_of(type_.value_type if element >= 0 and hasattr(type_, "value_type") else type_)
-        if datatype is None or (datatype == "BYTES") != (column.kind == TEXTS):
+        is_list = hasattr(type_, "value_field")
+        datatype = datatype_of(type_.value_type if is_list else type_)
+        if is_list != (element >= 0) or datatype is None or (datatype == "BYTES") != (column.kind == TEXTS):
             odd.append(f"{name} ({type_})")
             continue
         there[column] = (name, element)
@@ -173,7 +176,7 @@ def _of_version(batch: RecordBatch, version: int) -> RecordBatch:
 def _count(made: ProfileCounts, column: ColumnProfile, values: ArrowArray, element: int) -> None:
     compute: Any = pyarrow("compute")
     if element >= 0:
-        kept = values.filter(values.is_valid())
+        kept = values.filter(compute.greater(compute.list_value_length(values), element))  # null, or too short: missing
         missing = len(values) - len(kept)
         values = compute.list_element(kept, element)
     else:
