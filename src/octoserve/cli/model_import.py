@@ -121,7 +121,7 @@ def init(
     """Write the beginnings of a version, to be filled in and renamed."""
     if kind not in KINDS:
         raise SettingsError(f"--kind: {', '.join(KINDS)} wanted, {kind!r} came")
-    _check_name(name, repository)
+    _check_name(name)
     number = _next(repository, name)
     folder = repository / name / f"{number}.tmp"
     if folder.exists():
@@ -160,7 +160,7 @@ def _drafts(source: Path, name: str, unpickle: bool, remote: str) -> dict[str, d
 
 def _publish(repository: Path, name: str, number: int, draft: Draft) -> None:
     """Written beside, loaded, then renamed: half a version is never seen."""
-    _check_name(name, repository)
+    _check_name(name)
     folder = repository / name / str(number)
     if folder.exists():
         raise SettingsError(f"{folder} is there already, and a version is never changed; take another --version")
@@ -221,9 +221,7 @@ def _next(repository: Path, name: str) -> int:
     return max(numbers, default=0) + 1
 
 
-def _check_name(name: str, repository: Path) -> None:
-    if ":/" in str(repository):
-        raise SettingsError(f"--repository: a folder wanted, {str(repository)!r} came; write it there, then upload it")
+def _check_name(name: str) -> None:
     problem = model_name_problem(name)
     if problem or name.startswith((".", "_")):
         raise InvalidInput(f"--name: {problem or 'no name that begins with . or _'}; {name!a} came")

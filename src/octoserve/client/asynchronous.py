@@ -101,7 +101,9 @@ class AsyncClient:
                 _drop(connection)
                 # A server closes a kept connection when it likes, so one may end under a request: another is tried.
                 if not kept or (connection is not None and connection.began):
-                    raise Unavailable(f"{self._address} does not answer: {error or type(error).__name__}") from None
+                    raise Unavailable(
+                        f"{self._address} does not answer: {str(error) or type(error).__name__}"
+                    ) from None
             except BaseException:
                 _drop(connection)
                 raise

@@ -114,7 +114,9 @@ class Client:
                 self._drop(connection)
                 # A server closes a kept connection when it likes, so one may end under a request: another is tried.
                 if not kept or not isinstance(error, http.client.RemoteDisconnected | ConnectionError):
-                    raise Unavailable(f"{self._address} does not answer: {error or type(error).__name__}") from None
+                    raise Unavailable(
+                        f"{self._address} does not answer: {str(error) or type(error).__name__}"
+                    ) from None
                 continue
             except BaseException:
                 self._drop(connection)

@@ -17,8 +17,6 @@ from octoserve.connectors.opening import opened
 from octoserve.connectors.source import Range, Rows, SourceFile
 from octoserve.core.errors import InvalidInput, SettingsError
 
-SAMPLE = 1000
-"""Records that the columns' types are told from."""
 MOSTLY_NUMBERS = b"octoserve.mostly_numbers"
 """In the metadata of a text column most of whose first values are numbers: a model may take them as such."""
 
@@ -37,7 +35,7 @@ class Delimited:
         """See `TableFormat.inspect`. Types are those of the first records."""
         names, start = self._header(file)
         found = records.ranges(file, start, True)
-        sample = next(records.blocks(file, start, found[0].stop, True, SAMPLE), None) if found else None
+        sample = next(records.blocks(file, start, found[0].stop, True, records.SAMPLE), None) if found else None
         pa = pyarrow()
         if sample is None:
             return pa.schema([(name, pa.null()) for name in names]), found

@@ -17,8 +17,6 @@ from octoserve.connectors.lines import LineWriter, is_single, is_text, joined, w
 from octoserve.connectors.source import Range, Rows, SourceFile
 from octoserve.core.errors import InvalidInput, SettingsError
 
-SAMPLE = 1000
-"""Records that the columns' types are told from."""
 _WORD = rb'"(?:NaN|-?Infinity)"'
 _ESCAPED = r'["\\\x00-\x1f]'
 """What a text of JSON does not hold as it is."""
@@ -35,7 +33,7 @@ class JsonLines:
         """See `TableFormat.inspect`. Types are those of the first records; without any there are no columns."""
         pa = pyarrow()
         found = records.ranges(file, 0, False)
-        sample = next(records.blocks(file, 0, found[0].stop, False, SAMPLE), None) if found else None
+        sample = next(records.blocks(file, 0, found[0].stop, False, records.SAMPLE), None) if found else None
         if sample is None:
             return pa.schema([]), []
         begins = [0, *sample.ends.tolist()]

@@ -21,6 +21,8 @@ from octoserve.core.errors import TooLarge
 RANGE = 4 << 20
 """Bytes of a range: what a split is made of."""
 CHUNK = 1 << 20
+SAMPLE = 1000
+"""Records that a file's columns' types are told from."""
 MOST_BYTES = 256 << 20
 """Of one record: else one lone quote would take a file into memory whole."""
 

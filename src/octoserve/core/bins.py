@@ -55,7 +55,6 @@ class ProfileCounts:
     """All columns of a profile."""
 
     def __init__(self, profile: Profile) -> None:
-        self.profile = profile
         self.id = profile.id()
         self.columns = {column.name: ColumnCounts(column) for column in profile.columns}
 

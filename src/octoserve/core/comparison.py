@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import SettingsError
-from octoserve.core.tensors import Array, Tensor
+from octoserve.core.tensors import Array, Tensor, from_bf16
 
 Output = Tensor | tuple[str, str, Array]
 """An output: a tensor, or its name, datatype and elements."""
@@ -278,7 +278,7 @@ def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _floats(absolute: float, relative: float, is_bf16: bool, stable: Array, candidate: Array) -> _Far | None:
     if is_bf16:
-        stable, candidate = _from_bf16(stable), _from_bf16(candidate)
+        stable, candidate = from_bf16(stable), from_bf16(candidate)
     if stable.size <= _SMALL:
         return _few_floats(absolute, relative, stable.ravel().tolist(), candidate.ravel().tolist())
     s, c = stable.ravel().astype(np.float64), candidate.ravel().astype(np.float64)
@@ -325,11 +325,6 @@ def _few_floats(absolute: float, relative: float, stable: list[float], candidate
     if not flat:
         return None
     return _Far(flat, worst, _bounded(largest), _became(stable[worst], candidate[worst]), each)
-
-
-def _from_bf16(bits: Array) -> NDArray[np.float32]:
-    """BF16 is the upper half of an IEEE 754 single."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _labels(stable: Array, candidate: Array) -> _Far | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.signature import Signature, TensorSpec
-from octoserve.core.tensors import Array
+from octoserve.core.tensors import Array, from_bf16
 
 INPUT, OUTPUT = "input", "output"
 WIDEST = 64
@@ -76,9 +76,7 @@ def matrix(arrays: Sequence[Array], batchable: bool, datatype: str) -> Array:
     """One tensor of many requests as rows and elements; a model without rows has one a request. BF16 as floats."""
     flat = [array.reshape(array.shape[0], -1) if batchable else array.reshape(1, -1) for array in arrays]
     joined = flat[0] if len(flat) == 1 else np.concatenate(flat)
-    if datatype == "BF16":  # the upper half of an IEEE 754 single
-        return (joined.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return joined
+    return from_bf16(joined) if datatype == "BF16" else joined
 
 
 def is_text(datatype: str) -> bool:

@@ -101,6 +101,11 @@ def raw_from_array(values: Array) -> bytes:
     return values.tobytes()
 
 
+def from_bf16(bits: Array) -> NDArray[np.float32]:
+    """BF16 is the upper half of an IEEE 754 single."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 def array_from_raw(raw: Buffer, datatype: str, shape: Shape, name: str = "") -> Array:
     """Array of `shape` from its raw form (numeric datatypes: a read-only view, no copy).
 

@@ -266,9 +266,8 @@ class DataPlane:
                 self.refused(call.model, call.door, error, self.clock() - call.arrived)
             else:
                 batcher.statistics.failed(call.door, error.reason, self.clock() - call.arrived)
-            if (
-                call.arm is not None and entered
-            ):  # a stream knows its arm before; what the gate refuses says nothing of it
+            # A stream knows its arm before; what the gate refuses says nothing of it.
+            if call.arm is not None and entered:
                 call.arm.turned_away(call, error.reason)
             if call.tenant is not None:
                 call.tenant.leave()
@@ -317,13 +316,13 @@ class DataPlane:
 
     def refused(self, model: str, door: str, error: OctoserveError, seconds: float = 0.0) -> None:
         """Count a request that was refused before a version was bound to it."""
-        # A name that nobody knows is the client's text: it must not become a label.
         if self.tracer is not None and self.tracer.received is not None:
             span, over = self.tracer.received
             self.tracer.received = None
             span.attributes.update({"octoserve.model": model, "octoserve.door": door})
             over(span, error)
             span.end()
+        # A name that nobody knows is the client's text: it must not become a label.
         known = model in self._models
         series = self._metrics.requests.histogram(model if known else "", "", door, error.reason)
         series.observe(seconds)

@@ -329,14 +329,13 @@ def _alike(one: Taken, other: Taken) -> bool:
         return False
     if one.calls[0].group != other.calls[0].group:
         return False
-    shapes = ([a.shape[1:] for a in taken.outputs or ()] for taken in (one, other))
-    return next(shapes) == next(shapes)
+    return [a.shape[1:] for a in one.outputs or ()] == [a.shape[1:] for a in other.outputs or ()]
 
 
 class AllPredictions:
     """Of all models of a process: one thread, a spool each.
 
-    spool:  the folder above the models' own; see `folder_of`
+    spool:  the folder above the models' own; see `spool_of`
     worker: the name of this process in it
     """
 
@@ -348,11 +347,13 @@ class AllPredictions:
         worker: str,
         clock: Clock = monotonic,
         thread: Callable[[str], Hand] = Thread,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._observations = observations
         self._spool = spool
         self._worker = worker
         self._clock = clock
+        self._sleep = sleep
         self._new_thread = thread
         self._thread: Hand | None = None
         self._models: dict[str, Predictions | None] = {}
@@ -428,7 +429,7 @@ class AllPredictions:
         self._thread.give(work)
 
     def _gathered(self) -> None:
-        time.sleep(GATHER)
+        self._sleep(GATHER)
         self.drain()
 
     def drain(self) -> None:

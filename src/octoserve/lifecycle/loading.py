@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from octoserve.core.errors import BrokenVersion
-from octoserve.core.signature import Signature, TensorSpec
+from octoserve.core.signature import TensorSpec
 from octoserve.lifecycle.labels import labelled
-from octoserve.lifecycle.steps import with_steps
+from octoserve.lifecycle.steps import columns_of, with_steps
 from octoserve.repository import model_yaml
 from octoserve.repository.layout import MODEL_YAML, ModelSettings
 from octoserve.runtimes.protocol import LoadedModel, Runtime, RuntimeSettings
@@ -42,7 +42,7 @@ def load(
         signature = loaded.signature
         _agree("inputs", said.inputs, signature.inputs)
         _agree("outputs", said.outputs, signature.outputs)
-        signature.features = {**signature.features, **_features(said, signature)}
+        signature.features = {**signature.features, **columns_of(said, signature)}
         signature.missing = said.missing or signature.missing
         if said.labels is not None:
             loaded = labelled(loaded, said.labels)
@@ -78,14 +78,6 @@ def _fits(declared: TensorSpec, found: TensorSpec) -> bool:
         and len(declared.shape) == len(found.shape)
         and all(said in (-1, is_) or is_ == -1 for said, is_ in sizes)
     )
-
-
-def _features(said: ModelSettings, signature: Signature) -> dict[str, tuple[str, ...]]:
-    """By the inputs' names; an input that does not exist is the table's or the message's to complain of."""
-    features = dict(said.features or {})
-    if "" in features and len(signature.inputs) == 1:
-        features[signature.inputs[0].name] = features.pop("")
-    return features
 
 
 def _load_part(runtimes: Mapping[str, Runtime], folder: Path, part: str, threads: int) -> LoadedModel:

@@ -86,12 +86,13 @@ def _load(
         if said is not None and said != has:
             model.close()
             raise BrokenVersion(f"{where}: {what}: {_list(said)} is declared, the file has {_list(has)}")
-    signature.features = {**signature.features, **_columns(wanted, signature)}
+    signature.features = {**signature.features, **columns_of(wanted, signature)}
     return _named(wanted.file, model)
 
 
-def _columns(wanted: StepFile, signature: Signature) -> dict[str, tuple[str, ...]]:
-    features = dict(wanted.features or {})
+def columns_of(said: ModelSettings | StepFile, signature: Signature) -> dict[str, tuple[str, ...]]:
+    """By the inputs' names; an input that does not exist is the table's or the message's to complain of."""
+    features = dict(said.features or {})
     if "" in features and len(signature.inputs) == 1:
         features[signature.inputs[0].name] = features.pop("")
     return features

@@ -30,6 +30,7 @@ from octoserve.core.errors import SettingsError
 from octoserve.origins.protocol import Away, Key, Moved, Object, Offer, Offered, Origin
 from octoserve.repository.digest import files, folder_digest
 from octoserve.repository.layout import Refused, version_number
+from octoserve.telemetry.spool import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +300,7 @@ class Cache:
             if place.exists():
                 self._put_away(place)
             incoming.rename(place)
-        _synchronise_folder(place.parent)
+        sync_folder(place.parent)
 
     def _put_away(self, place: Path) -> None:
         """Out of sight in one step; the next round deletes it."""
@@ -367,7 +368,7 @@ def _write(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     ahead.replace(path)
-    _synchronise_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _synchronise(folder: Path) -> None:
@@ -375,12 +376,4 @@ def _synchronise(folder: Path) -> None:
         for name in names:
             with open(Path(parent) / name, "rb") as file:
                 os.fsync(file.fileno())
-        _synchronise_folder(Path(parent))
-
-
-def _synchronise_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(Path(parent))

@@ -50,15 +50,13 @@ def root_here(repository: str | os.PathLike[str], cache: Path | None = None) -> 
 
 def here(
     repository: str | os.PathLike[str], model: str, number: int | None, cache: Path | None = None
-) -> tuple[Path, int | None]:
-    """The folder by which this version is read, and its number (of a local repository, as it came). Blocking.
+) -> tuple[Path, int]:
+    """The folder by which a version that lies elsewhere is read, and its number. Blocking.
 
-    number: None for the highest. A version elsewhere is fetched if it is not in the cache, and stays there while this
-    process lives; an origin that is away is done without if the cache has it.
+    number: None for the highest. It is fetched if it is not in the cache, and stays there while this process lives; an
+    origin that is away is done without if the cache has it.
     Raises NotFound, SettingsError, Away.
     """
-    if not is_elsewhere(repository):
-        return Path(repository), number
     with _lock:
         held = _opened(str(repository), (cache or cache_folder()).absolute())
         with held.writing():

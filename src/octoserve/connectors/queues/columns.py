@@ -12,7 +12,7 @@ import numpy as np
 from octoserve.connectors.queues.protocol import Results, Unwritable
 from octoserve.core.errors import SettingsError
 from octoserve.core.signature import TensorSpec
-from octoserve.core.tensors import Array
+from octoserve.core.tensors import Array, from_bf16
 
 FIXED = ("message_id", "model", "version", "scored_at")
 LANES = "octoserve_lane"
@@ -51,7 +51,7 @@ def values(array: Array, spec: TensorSpec) -> list[Any]:
 def plain(array: Array, spec: TensorSpec) -> Array:
     """As numbers, or text that is `str`. Raises Unwritable for text that is none."""
     if spec.datatype == "BF16" and array.dtype != object:
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return from_bf16(array)
     return _texts(array, spec) if spec.datatype == "BYTES" else array
 
 

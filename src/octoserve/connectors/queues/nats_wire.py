@@ -165,7 +165,7 @@ class Wire:
                 pending_size=64 << 20,
             )
         except (TimeoutError, OSError, self._nats.errors.Error) as error:
-            raise Unavailable(f"cannot connect to {self.where.label}: {error or type(error).__name__}") from None
+            raise Unavailable(f"cannot connect to {self.where.label}: {str(error) or type(error).__name__}") from None
         self.client.options["max_reconnect_attempts"] = -1  # one that was there comes back; one that never was does not
         self.js = self.client.jetstream(timeout=REQUEST, publish_async_max_pending=2 * WINDOW)
 

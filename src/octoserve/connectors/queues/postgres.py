@@ -75,7 +75,6 @@ class PostgresSink:
         self._lanes = columns.quoted(f"{schema}.{columns.LANES}" if schema else columns.LANES)
         self._source = ""
         self._hold: float | None = None
-        self._outputs: tuple[TensorSpec, ...] = ()
         self._store = ""
         self._connection: Any = None
 
@@ -86,7 +85,7 @@ class PostgresSink:
 
     def open(self, source: str, outputs: Sequence[TensorSpec]) -> None:
         """See `QueueSink.open`."""
-        self._source, self._outputs = source, tuple(outputs)
+        self._source = source
         names = columns.names(outputs, self._prefix)
         table = columns.quoted(self._table)
         kinds = [_type(spec) for spec in outputs]

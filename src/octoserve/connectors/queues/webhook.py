@@ -78,7 +78,7 @@ class Webhook:
         try:
             status, reason = self._post(id, body, carried(message.headers))
         except (OSError, http.client.HTTPException) as error:
-            return Unavailable(f"{self.label}: {error or type(error).__name__}")
+            return Unavailable(f"{self.label}: {str(error) or type(error).__name__}")
         if 200 <= status < 300:
             self._arrived.add(id)
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from octoserve.control.drift.report import MOVED_MUCH, QUIET, ColumnDrift, DriftReport
 from octoserve.control.drift.text import WORDS, profile_line
 from octoserve.control.report import wording as w
-from octoserve.control.report.markup import escaped, notes, page, section, table
+from octoserve.control.report.markup import bar, escaped, notes, page, section, table, tiles
 
 
 def as_html(report: DriftReport) -> str:
@@ -29,16 +29,12 @@ def as_html(report: DriftReport) -> str:
 
 def _tiles(report: DriftReport) -> str:
     first = report.columns[0] if report.columns else None
-    tiles = [
+    cells = [
         ("Columns that moved", str(len(report.moved())), f"of {len(report.columns)}"),
         ("Largest PSI", w.number(first.psi) if first else w.DASH, first.name if first else ""),
         ("Rows", w.whole(report.rows), report.over),
     ]
-    cells = "".join(
-        f"<div><dt>{escaped(a)}</dt><dd><strong>{escaped(b)}</strong> <span>{escaped(c)}</span></dd></div>"
-        for a, b, c in tiles
-    )
-    return f'<dl class="tiles">{cells}</dl>'
+    return tiles(cells)
 
 
 def _columns(report: DriftReport) -> str:
@@ -65,12 +61,9 @@ def _badge(column: ColumnDrift) -> str:
 
 def _column(column: ColumnDrift) -> str:
     top = max((max(b.reference, b.live) for b in column.bins), default=0.0)
-    rows = [(escaped(b.label), _bar(b.reference, top), _bar(b.live, top)) for b in column.bins]
+    rows = [
+        (escaped(b.label), bar(b.reference, top, w.share(b.reference)), bar(b.live, top, w.share(b.live)))
+        for b in column.bins
+    ]
     made = table(f"{column.name}: shares of the rows", ("Bin", "Profile", "Live"), rows)
     return f'<article class="card"><h3>{escaped(column.name)} {_badge(column)}</h3>{made}</article>'
-
-
-def _bar(share: float, top: float) -> str:
-    width = 100 * share / top if top else 0.0
-    bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
-    return f'{bar}<span class="value">{escaped(w.share(share))}</span>'

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,10 +72,7 @@ class _Column:
 def _counted(empty: ColumnProfile, values: Array) -> ColumnProfile:
     counts = ColumnCounts(empty)
     counts.add(values)
-    return ColumnProfile(
-        **{name: getattr(empty, name) for name in empty.__struct_fields__ if name != "counts"},
-        counts=tuple(counts.counts.tolist()),
-    )
+    return msgspec.structs.replace(empty, counts=tuple(counts.counts.tolist()))
 
 
 class Profiler:

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from octoserve.core.drift import MUCH, SOME, by_chance, chance_limit, js, psi
-from octoserve.core.profile import Profile
+from octoserve.core.drift import MUCH, SOME, chance_limit, js, psi
+from octoserve.core.profile import ColumnProfile, Profile
 
 QUIET, MOVED_SOME, MOVED_MUCH, UNKNOWN = "quiet", "some", "much", "unknown"
 
@@ -24,8 +24,8 @@ class Bin(msgspec.Struct, frozen=True):
 class ColumnDrift(msgspec.Struct, frozen=True, kw_only=True):
     """One feature or output. Numbers are None below the minimum of rows; see `core.drift`.
 
-    chance: the mean of PSI if nothing has moved; limit: what it then stays below in 999 of 1000 looks
-    level:  QUIET below SOME or within chance, MOVED_SOME, MOVED_MUCH, UNKNOWN without a number
+    limit: what PSI stays below in 999 of 1000 looks if nothing has moved
+    level: QUIET below SOME or within chance, MOVED_SOME, MOVED_MUCH, UNKNOWN without a number
     """
 
     name: str
@@ -34,7 +34,6 @@ class ColumnDrift(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     psi: float | None = None
     js: float | None = None
-    chance: float | None = None
     limit: float | None = None
     level: str = UNKNOWN
     bins: tuple[Bin, ...] = ()
@@ -72,7 +71,7 @@ def build(
     notes: Sequence[str] = (),
 ) -> DriftReport:
     """counts: column -> live rows by bin; a column that is not there was not seen. minimum: rows for a number."""
-    columns = [_column(profile, name, counts[name], minimum) for name in _order(profile) if name in counts]
+    columns = [_column(column, counts[column.name], minimum) for column in profile.columns if column.name in counts]
     columns.sort(key=lambda column: -(column.psi if column.psi is not None else -1.0))
     rows = max((column.rows for column in columns), default=0)
     report = DriftReport(
@@ -92,13 +91,7 @@ def build(
     return msgspec.structs.replace(report, headline=_headline(report))
 
 
-def _order(profile: Profile) -> list[str]:
-    return [column.name for column in profile.columns]
-
-
-def _column(profile: Profile, name: str, live: Sequence[int], minimum: int) -> ColumnDrift:
-    column = profile.column(name)
-    assert column is not None
+def _column(column: ColumnProfile, live: Sequence[int], minimum: int) -> ColumnDrift:
     reference, rows = column.counts, sum(live)
     known = rows >= minimum
     n, m = max(sum(reference), 1), max(rows, 1)
@@ -106,13 +99,12 @@ def _column(profile: Profile, name: str, live: Sequence[int], minimum: int) -> C
     shares = [Bin(labels[i], reference[i] / n, live[i] / m) for i in range(len(labels)) if reference[i] or live[i]]
     value, limit = (psi(reference, live), chance_limit(reference, live)) if known else (None, None)
     return ColumnDrift(
-        name=name,
+        name=column.name,
         side=column.side,
         kind=column.kind,
         rows=rows,
         psi=value,
         js=js(reference, live) if known else None,
-        chance=by_chance(reference, live) if known else None,
         limit=limit,
         level=level_of(value, limit),
         bins=tuple(shares),

@@ -13,7 +13,7 @@ from octoserve.control.report.pair import Stored
 from octoserve.control.report.tally import MAX_COLUMNS, OutputTally
 from octoserve.core.comparison import Comparison, Difference
 from octoserve.core.datatypes import DATATYPES
-from octoserve.core.tensors import Array
+from octoserve.core.tensors import Array, from_bf16
 
 Named = tuple[str, str, Array]
 """An output: name, datatype, elements; the first dimension counts rows."""
@@ -140,5 +140,5 @@ def _text(label: bytes | str) -> str:
 
 
 def _plain(array: Array, datatype: str) -> Array:
-    """BF16 is the upper half of an IEEE 754 single."""
-    return (array.astype(np.uint32) << np.uint32(16)).view(np.float32) if datatype == "BF16" else array
+    """As numbers."""
+    return from_bf16(array) if datatype == "BF16" else array

@@ -13,8 +13,8 @@ import msgspec
 
 from octoserve.control.analysis.verdict import Outcome, Verdict
 from octoserve.control.report import wording as w
+from octoserve.control.report.markup import bar, notes, page, tiles
 from octoserve.control.report.markup import escaped as _e
-from octoserve.control.report.markup import notes, page
 from octoserve.control.report.markup import section as _section
 from octoserve.control.report.markup import table as _table
 from octoserve.control.report.report import (
@@ -62,7 +62,7 @@ def _tiles(report: Report) -> str:
         f"{w.share(report.rows_differing / report.rows)} of {w.whole(report.rows)} rows" if report.rows else "no rows"
     )
     error_share = report.error_pairs / report.pairs if report.pairs else None
-    tiles = [
+    cells = [
         ("Answers that differ", w.share(rate.share), floor),
         ("Pairs", w.whole(report.pairs), f"{rows} differ" if report.rows else rows),
         ("Candidate failed", w.share(error_share), f"{w.whole(report.error_pairs)} {w.asked(report)}"),
@@ -71,11 +71,8 @@ def _tiles(report: Report) -> str:
         said = f"{w.seconds(report.stable.p99)} → {w.seconds(report.candidate.p99)}"
         if not report.stable.n:
             said = f"{w.seconds(report.candidate.p99)}; no noise share to compare with"
-        tiles.append(("Run time p99", w.ratio(report.candidate.p99, report.stable.p99), said))
-    cells = "".join(
-        f"<div><dt>{_e(a)}</dt><dd><strong>{_e(b)}</strong> <span>{_e(c)}</span></dd></div>" for a, b, c in tiles
-    )
-    return f'<dl class="tiles">{cells}</dl>'
+        cells.append(("Run time p99", w.ratio(report.candidate.p99, report.stable.p99), said))
+    return tiles(cells)
 
 
 def _verdicts(report: Report) -> str:
@@ -116,18 +113,13 @@ def _segment(s: SegmentReport, outputs: Sequence[str], top: float) -> tuple[str,
     n = s.rate.compared
     return (
         f"{_e(s.name)}=<b>{_e(s.value)}</b>",
-        _bar(s.rate.share, top),
+        bar(s.rate.share or 0.0, top, w.share(s.rate.share)),
         w.share(s.rate.noise_share),
         w.whole(n),
         w.whole(s.errors),
         w.ratio(s.candidate.p50, s.stable.p50),
         *(w.share(s.outputs.get(name, 0) / n if n else None) for name in outputs),
     )
-
-
-def _bar(share: float | None, top: float) -> str:
-    width = 100 * share / top if share and top else 0.0
-    return f'<span class="bar"><i style="width:{width:.1f}%"></i></span><span class="value">{_e(w.share(share))}</span>'
 
 
 def _outputs(report: Report) -> str:
@@ -212,7 +204,8 @@ def _labels(output: OutputReport, shift: LabelShift) -> str:
     total = shift.same + shift.changed
     top = max((move.count for move in shift.moves), default=1)
     moves = [
-        (f'{_e(m.stable)} <span class="to">→</span> {_e(m.candidate)}', _count_bar(m.count, top)) for m in shift.moves
+        (f'{_e(m.stable)} <span class="to">→</span> {_e(m.candidate)}', bar(m.count, top, w.whole(m.count)))
+        for m in shift.moves
     ]
     labels = [
         (_e(c.label), w.whole(c.stable), w.whole(c.candidate), w.signed(float(c.candidate - c.stable)))
@@ -223,13 +216,6 @@ def _labels(output: OutputReport, shift: LabelShift) -> str:
     table = _table(f"{output.name}: which label became which", ("Move", "Times"), moves) if moves else ""
     counts = _table(f"{output.name}: labels by version", ("Label", "Stable", "Candidate", "Change"), labels)
     return f'<h3>{_e(output.name)}</h3><p>{_e(said)}</p><div class="two">{table}{counts}</div>'
-
-
-def _count_bar(count: int, top: int) -> str:
-    return (
-        f'<span class="bar"><i style="width:{100 * count / top:.1f}%"></i></span>'
-        f'<span class="value">{w.whole(count)}</span>'
-    )
 
 
 def _latency(report: Report) -> str:

@@ -73,3 +73,18 @@ def notes(notes: Sequence[str]) -> str:
     """What one must know to read the numbers rightly; "" for none."""
     items = "".join(f"<li>{escaped(note)}</li>" for note in notes)
     return f'<aside class="notes" aria-label="To read the numbers rightly"><ul>{items}</ul></aside>' if notes else ""
+
+
+def tiles(cells: Iterable[tuple[str, str, str]]) -> str:
+    """What matters first: a name, a value and a remark each."""
+    made = "".join(
+        f"<div><dt>{escaped(name)}</dt><dd><strong>{escaped(value)}</strong> <span>{escaped(said)}</span></dd></div>"
+        for name, value, said in cells
+    )
+    return f'<dl class="tiles">{made}</dl>'
+
+
+def bar(part: float, top: float, text: str) -> str:
+    """A bar as long as `part` is of `top`, and what it stands for."""
+    width = 100 * part / top if part and top else 0.0
+    return f'<span class="bar"><i style="width:{width:.1f}%"></i></span><span class="value">{escaped(text)}</span>'

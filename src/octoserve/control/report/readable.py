@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from octoserve.core.datatypes import DATATYPES
-from octoserve.core.tensors import Array
+from octoserve.core.tensors import Array, from_bf16
 from octoserve.telemetry.pairs import RawTensor
 
 TEXT_BYTES = 32 << 10
@@ -82,7 +82,7 @@ def _lists(array: Array, datatype: str) -> Any:
     if kind != "float":
         return array.tolist()
     if datatype == "BF16":
-        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        array = from_bf16(array)
     if array.dtype.itemsize < 8:
         array = array.astype(np.str_).astype(np.float64)
     values = array.tolist()

@@ -15,7 +15,7 @@ import msgspec
 from octoserve.connectors.queues.protocol import Message, Position
 from octoserve.patterns.message_queue.outcome import Failed
 from octoserve.patterns.message_queue.scoring import Scored
-from octoserve.telemetry.tracing import Span, Tracer, active
+from octoserve.telemetry.tracing import Span, Tracer, active, part
 
 Score = Callable[[Sequence[Message], bool], Scored]
 
@@ -53,17 +53,11 @@ class Traced:
         if not sampled:
             with active(self._tracer.unsampled):
                 return score(messages, tried)
-        run = sampled[0].child("score")
-        run.links = [span.context for span in sampled]
-        run.attributes["octoserve.batch.rows"] = len(messages)
-        try:
-            with active(run):
-                scored = score(messages, tried)
-        except BaseException as error:
-            run.failed(f"{type(error).__name__}: {error}"[:200])
-            raise
-        finally:
-            run.end()
+        with active(sampled[0]), part("score") as run:
+            assert isinstance(run, Span), "what is above it is sampled"
+            run.links = [span.context for span in sampled]
+            run.attributes["octoserve.batch.rows"] = len(messages)
+            scored = score(messages, tried)
         for place, version in zip(scored.good, scored.versions.tolist(), strict=True):
             span = self._spans.get(messages[place].position)
             if span is not None:
