@@ -251,8 +251,8 @@ def as_asked(query: str) -> str:
     return query.replace("$__rate_interval", "1m").replace("$window", "28d").replace("$model", ".+")
 
 
-def test_every_query_of_the_dashboard_is_promql(rendered: Path, tmp_path: Path) -> None:
-    made = json.loads((rendered / DASHBOARD).read_text())
+def test_every_query_of_the_dashboard_is_promql(tmp_path: Path) -> None:
+    made = dashboard("octoserve", ["28d"], drift=True, log=True, queue=True)
     asked = [as_asked(query) for query in queries(made)]
     assert len(asked) > 15
     assert not any("$" in query for query in asked)
@@ -283,6 +283,21 @@ def test_the_dashboard_is_whole(rendered: Path) -> None:
     assert variables["window"]["query"] == "30d,28d,7d"
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(queries(made)))) - {"__rate_interval"}
     assert used <= set(variables)
+
+
+def test_the_dashboard_shows_what_there_is(tmp_path: Path) -> None:
+    def headings(spec: str) -> list[str]:
+        (tmp_path / "octoserve.yaml").write_text(f"repository: models\n{spec}")
+        with pytest.raises(SystemExit) as ended:
+            run(["deploy", "monitoring", "--spec", str(tmp_path / "octoserve.yaml"), "--out", str(tmp_path / "out")])
+        assert ended.value.code == 0
+        made = json.loads((tmp_path / "out" / DASHBOARD).read_text())
+        return [panel["title"] for panel in made["panels"] if panel["type"] == "row"]
+
+    assert headings("slo: {availability: 99%}\n") == ["Promises", "Requests", "Service"]
+    assert headings("drift: true\n") == ["Promises", "Requests", "Drift", "Service"]
+    both = "prediction_log: {to: log}\nqueue: {model: fraud, slo: {freshness: 60s}, metrics_port: 9100}\n"
+    assert headings(both) == ["Promises", "Requests", "Queue", "Prediction log", "Service"]
 
 
 def test_a_jobs_name_reaches_rules_and_dashboard() -> None:

@@ -167,6 +167,8 @@ def test_the_error_budget(repository: Path, tmp_path: Path, budget, ends_well) -
     assert not (tmp_path / "out").exists()
     with pytest.raises(BudgetSpent):
         resume(asked.sink, settings, tools())
+    with pytest.raises(BudgetSpent, match="5 of 1500"):
+        resume(asked.sink, RunSettings(budget_share=0.5, keep_budget=True), tools())
     assert resume(asked.sink, RunSettings(budget_share=0.004), tools()).manifest.bad_rows == 6
 
 
@@ -758,6 +760,17 @@ def test_exit_codes(octo, repository: Path, tmp_path: Path, flags, code, says) -
     assert not (tmp_path / "out").exists()
 
 
+def test_who_resumes_bears_no_more_bad_rows_than_before_unless_told(octo, repository: Path, tmp_path: Path) -> None:
+    put_table(tmp_path / "data", bad=(7, 8, 9))
+    flags = (*FLAGS, "--source", "data/*.parquet", "--sink", "out")
+    assert octo(*flags, "--error-budget", "2")[0] == 3
+    assert octo("resume", "out")[0] == 3, "1 % of 1,500 rows would be 15"
+    (tmp_path / "octoserve.yaml").write_text(json.dumps({"repository": "models", "batch": {"error_budget": 1}}))
+    code, _, err = octo("resume", "out", "--spec", "octoserve.yaml")
+    assert (code, "1 of 1500" in err) == (3, True), err
+    assert octo("resume", "out", "--error-budget", "1%")[0] == 0
+
+
 def test_the_spec(octo, repository: Path, source: str, tmp_path: Path) -> None:
     section = {"model": "flawed", "source": source, "sink": "out", "columns": ["a", "b"], "keys": "id"}
     (tmp_path / "octoserve.yaml").write_text(json.dumps({"repository": "models", "batch": section}))
@@ -769,8 +782,8 @@ def test_metrics_while_it_runs(repository: Path, source: str, tmp_path: Path) ->
     pages = []
 
     def look(job, matched, progress) -> None:
-        server = MetricsServer(0, lambda: families(job, progress))
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
+        server = MetricsServer("127.0.0.1", 0, lambda: families(job, progress))
+        with urllib.request.urlopen(server.url) as answer:
             pages.append(answer.read().decode())
         server.close()
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from octoserve.connectors.queues.nats_server import EmbeddedBroker, greeting
+from support.graphs import put_stepped
 from support.queues import jsonl
 from support.supervised import until
 
@@ -148,6 +149,21 @@ def test_it_ends_in_order_when_told_to_and_shows_what_it_does(place: Place):
     assert process.returncode == 0, err
     assert out.startswith("stored 333, dead 11")
     assert "Traceback" not in err
+
+
+def test_what_stands_before_and_after_the_model_is_run_for_messages_too(place: Place, monkeypatch: pytest.MonkeyPatch):
+    put_stepped(place.folder / "stepped" / "sums" / "1")
+    (place.folder / "rows.jsonl").write_text("".join(f'{{"id": "{i}", "raw": [{i}, 0.5]}}\n' for i in range(20)))
+    place.queue("send", "embedded", "rows.jsonl")
+    asked = ("--repository", "stepped", "--model", "sums", "--source", "embedded", "--until-idle", "1s")
+    asked = (*asked, "--sink", "sqlite:///birds.db?table=sums")
+    process = place.start("run", *asked)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 2, "code runs only where somebody trusts it"
+    assert "sum.py is code, and code of this repository is not trusted" in err
+    monkeypatch.setenv("OCTOSERVE_TRUST", "code")
+    place.queue("run", *asked)
+    assert sorted(place.sql("select cast(message_id as int), total from sums")) == [(i, 2 * i + 3.0) for i in range(20)]
 
 
 def test_real_documents_are_classified_by_content_type(place: Place):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -12,15 +13,17 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 import octoserve
+from octoserve.app import batch_tools
 from octoserve.core.errors import SettingsError
 from octoserve.patterns.batch import status
 from octoserve.patterns.batch.job import BudgetSpent, Differs, RunSettings
-from octoserve.patterns.batch.run import Wish, resume
+from octoserve.patterns.batch.run import Wish, resume, run
 from octoserve.patterns.batch.spark.session import SparkFailed
 from octoserve.patterns.batch.verify import verify
 from octoserve.patterns.batch.workplace import place_of
 from support import s3
-from support.batch import BORNE, put_model, put_table, rows, score, tools, tree, wish
+from support.batch import BORNE, put_model, put_table, result, rows, score, tools, tree, wish
+from support.graphs import put_stepped
 from support.spark import a_connect_server, engine, failing_tools
 
 BAD = (7, 120, 121, 777, 1499)
@@ -117,6 +120,22 @@ def test_a_frame_with_predictions(ground: Ground, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"rows of a block are bad, the first one \(id \d+\).*bad_rows='keep'"):
         octoserve.score(frame, ground.repository, "flawed", keys=["id"], columns=["a", "b"]).collect()
     spark.stop()
+
+
+def test_what_stands_before_and_after_the_model_goes_to_the_executors_too(ground: Ground, tmp_path: Path) -> None:
+    put_stepped(tmp_path / "models" / "flawed" / "1")
+    trusting = partial(batch_tools, trust=("code",))
+
+    def asked(sink: str) -> Wish:
+        return wish(tmp_path / "models", ground.source, tmp_path / sink)
+
+    run(asked("local"), BORNE, trusting())
+    run(asked("spark"), BORNE, trusting(engine=engine(ground.remote, trusting)))
+    assert tree(tmp_path / "spark") == tree(tmp_path / "local")
+    table = result(tmp_path / "local").to_pydict()
+    assert table["id"] == list(range(1500))
+    told = rows(0, 1500, BAD).to_pydict()
+    assert table["total"] == [2 * a + 2 * b + 2 for a, b in zip(told["a"], told["b"], strict=True)]
 
 
 def test_a_sink_in_an_object_store(ground: Ground, tmp_path: Path) -> None:

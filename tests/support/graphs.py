@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -163,3 +166,30 @@ def slow_model(version: int, turns: int, width: int = 192) -> bytes:
     ]
     outputs = [value(name, TensorProto.FLOAT, ["batch", 2]) for name in ("plus", "minus")]
     return _bytes(helper.make_graph(nodes, "slow", [value("x", TensorProto.FLOAT, ["batch", 2])], outputs, weights))
+
+
+def doubling_graph(takes: str, gives: str) -> bytes:
+    """FP32[-1, 2] -> twice that."""
+    taken, given = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in (takes, gives))
+    return _bytes(helper.make_graph([helper.make_node("Add", [takes, takes], [gives])], "twice", [taken], [given]))
+
+
+SUM = """
+class Model:
+    def predict(self, inputs):
+        return inputs["plus"].sum(axis=1)
+"""
+
+
+def put_stepped(folder: Path) -> None:
+    """A version: raw FP32[-1, 2] is doubled by a graph, 1 is added, and code sums the row up: total FP32[-1]."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(versioned_model(1))
+    (folder / "twice.onnx").write_bytes(doubling_graph("raw", "x"))
+    (folder / "sum.py").write_text(SUM)
+    after = {
+        "file": "sum.py",
+        "inputs": [{"name": "plus", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "total", "datatype": "FP32"}],
+    }
+    (folder / "model.yaml").write_text(json.dumps({"before": "twice.onnx", "after": after}))

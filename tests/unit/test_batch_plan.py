@@ -49,7 +49,7 @@ def test_a_table_without_rows_is_one_split() -> None:
 
 def test_a_block_is_bounded_in_bytes_and_in_rows() -> None:
     narrow = plan_splits([[Range(0, 1, 1000, 8000)]], 1 << 20)
-    wide = plan_splits([[Range(0, 1, 10, 10 << 20)]], 1 << 20)
+    wide = plan_splits([[Range(0, 1, 10, 10 * BLOCK_BYTES)]], 1 << 20)
     assert block_rows(narrow, 4) == MOST_ROWS
     assert block_rows(wide, 4) == 1
     assert block_rows(narrow, BLOCK_BYTES // 100) == 99

@@ -50,6 +50,8 @@ def test_secrets_are_in_no_label():
 def test_what_is_no_address_is_said(text: str, why: str):
     with pytest.raises(SettingsError, match=f"source: .*{why}"):
         parse(text, "source")
+    with pytest.raises(SettingsError, match=f"^async.store: .*{why}"):
+        parse(text, "async.store")
 
 
 @pytest.mark.parametrize("text", ["nats://h", "nats://h/a.b", "nats://h/s?durable=a b", "nats://h/s?stream=x"])

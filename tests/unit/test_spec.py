@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,22 @@ def test_a_repository_elsewhere_is_no_path(tmp_path):
     ):
         spec.load({"repository": "http://h/m"}, {})
     assert spec.load({"repository": "r"}, {}).cache_folder() == Path(".octoserve/cache").absolute()
+
+
+def test_tables_of_a_job_are_taken_from_the_files_folder(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    path = tmp_path / "jobs" / "o.yaml"
+
+    def said(sink, source):
+        path.write_text(json.dumps({"repository": ".", "batch": {"sink": sink, "source": source}}))
+        section = spec.load({}, {}, path).batch
+        return section.sink, section.source
+
+    jobs = str(tmp_path / "jobs")
+    assert said("out", "a.csv, b/*.csv") == (f"{jobs}/out", [f"{jobs}/a.csv", f"{jobs}/b/*.csv"])
+    assert said("delta:t?version=3", ["/data/a.csv"]) == (f"delta:{jobs}/t?version=3", ["/data/a.csv"])
+    for elsewhere in ("iceberg:cat/ns.t", "delta:s3://b/t", "s3://b/out", "postgresql://h/db?query=select 1, 2"):
+        assert said(elsewhere, elsewhere) == (elsewhere, [elsewhere])
 
 
 def test_units_and_lists():
@@ -120,10 +137,16 @@ def test_errors_name_the_flag_or_the_variable():
         spec.load({}, {}, "/nowhere/o.yaml")
 
 
+def _properties(definitions):
+    return {name: made["properties"] for name, made in definitions.items() if "properties" in made}
+
+
 def test_every_field_is_documented_and_in_the_schema():
     made = spec.schema()
+    for section, properties in {"ServeSettings": made["properties"], **_properties(made["$defs"])}.items():
+        for name, shown in properties.items():
+            assert shown.get("description"), f"{section}.{name}"
     for name, field in spec.ServeSettings.model_fields.items():
-        assert field.description, name
         assert (field.alias or name) in made["properties"]
     assert made["additionalProperties"] is False
     assert "required" not in made

@@ -18,7 +18,7 @@ from octoserve.repository.digest import folder_digest
 from octoserve.repository.layout import Refused
 from octoserve.runtimes.protocol import LoadedModel
 from support.formats import percent
-from support.graphs import versioned_model
+from support.graphs import doubling_graph, versioned_model
 
 X = np.array([[1, 2], [3, 4]], np.float32)
 TEXTS = [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
@@ -77,7 +77,7 @@ def test_the_whole_takes_what_the_first_takes_and_gives_what_the_last_gives(tmp_
 
 
 def test_a_graph_says_its_own(tmp_path: Path) -> None:
-    folder = version(tmp_path / "1", {"before": "twice.onnx"}, twice__onnx=_renaming("raw", "x"))
+    folder = version(tmp_path / "1", {"before": "twice.onnx"}, twice__onnx=doubling_graph("raw", "x"))
     whole = loaded(folder, trust=())
     assert [str(spec) for spec in whole.signature.inputs] == ["raw FP32[-1, 2]"]
     assert whole.run([X])[0].tolist() == (X * 2 + 1).tolist()
@@ -108,8 +108,8 @@ def test_several_before_and_after_in_order(tmp_path: Path) -> None:
     folder = version(
         tmp_path / "1",
         {"before": ["a.onnx", "b.onnx"], "after": ["c.onnx", "d.onnx"]},
-        a__onnx=_renaming("first", "second"), b__onnx=_renaming("second", "x"),
-        c__onnx=_renaming("plus", "third"), d__onnx=_renaming("third", "fourth"),
+        a__onnx=doubling_graph("first", "second"), b__onnx=doubling_graph("second", "x"),
+        c__onnx=doubling_graph("plus", "third"), d__onnx=doubling_graph("third", "fourth"),
     )  # fmt: skip
     whole = loaded(folder, trust=())
     assert [str(spec) for spec in (*whole.signature.inputs, *whole.signature.outputs)] == [
@@ -152,7 +152,7 @@ def test_several_before_and_after_in_order(tmp_path: Path) -> None:
 def test_what_does_not_fit_says_which_step_and_why(tmp_path: Path, said: dict[str, Any], reason: str) -> None:
     folder = version(
         tmp_path / "1", said,
-        percent__onnx=percent("score"), twice__onnx=_renaming("x", "z"), broken__py="class Model",
+        percent__onnx=percent("score"), twice__onnx=doubling_graph("x", "z"), broken__py="class Model",
     )  # fmt: skip
     with pytest.raises((BrokenVersion, Refused)) as caught:
         loaded(folder)
@@ -186,15 +186,3 @@ def test_load_may_be_told_whom_to_trust_and_leaves_nothing_beside_the_files(tmp_
     finally:
         sys.dont_write_bytecode = written
     assert sorted(path.name for path in folder.iterdir()) == names
-
-
-def _renaming(takes: str, gives: str) -> bytes:
-    """ONNX: FP32[-1, 2] -> twice that."""
-    from onnx import TensorProto, helper
-
-    value = helper.make_tensor_value_info
-    nodes = [helper.make_node("Add", [takes, takes], [gives])]
-    outputs = [value(gives, TensorProto.FLOAT, ["n", 2])]
-    graph = helper.make_graph(nodes, "twice", [value(takes, TensorProto.FLOAT, ["n", 2])], outputs)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    return bytes(model.SerializeToString())

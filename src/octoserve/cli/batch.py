@@ -37,6 +37,11 @@ Master = Annotated[Text, typer.Option("--spark-master", help="Of Spark: local[2]
 Remote = Annotated[Text, typer.Option("--spark-remote", help="Of Spark Connect: sc://host:15002.")]
 Metrics = Annotated[Text, typer.Option("--metrics-port", help="Prometheus metrics while it runs; 0: a free port.")]
 
+MetricsHost = Annotated[
+    Text,
+    typer.Option("--metrics-host", help="Where their page listens.", show_default="127.0.0.1: this machine alone"),
+]
+
 
 @app.command()
 def run(
@@ -74,8 +79,9 @@ def run(
     workers: Workers = None,
     bytes_in_flight: Flight = None,
     split_size: Annotated[Text, typer.Option(help="Rows in a file of the result.", show_default="64MB")] = None,
-    block_rows: Annotated[Text, typer.Option(help="Rows in a run of the model.", show_default="1 MB, or 8192")] = None,
+    block_rows: Annotated[Text, typer.Option(help="Rows in a run of the model.", show_default="4 MB, or 8192")] = None,
     metrics_port: Metrics = None,
+    metrics_host: MetricsHost = None,
     spec: Annotated[Text, typer.Option(envvar="OCTOSERVE_SPEC", help="Settings file with a section `batch`.")] = None,
     state_dir: Annotated[Text, typer.Option(envvar="OCTOSERVE_STATE_DIR", help="Where jobs are noted.")] = None,
     as_json: Json = False,
@@ -100,11 +106,16 @@ def resume(
     spark_master: Master = None,
     spark_remote: Remote = None,
     metrics_port: Metrics = None,
+    metrics_host: MetricsHost = None,
+    spec: Annotated[
+        Text, typer.Option(envvar="OCTOSERVE_SPEC", help="Settings file; of `batch` what a run goes about it with.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Go on with a job that was stopped: same files, same model, nothing done twice.
 
-    Refused, with what differs, if the source, the model or a library is not what the job began with.
+    Refused, with what differs, if the source, the model or a library is not what the job began with. The error budget
+    is that of the last run if none is given.
     """
     flags = {
         "sink": sink,
@@ -115,8 +126,9 @@ def resume(
         "spark_master": spark_master,
         "spark_remote": spark_remote,
         "metrics_port": metrics_port,
+        "metrics_host": metrics_host,
     }
-    _carry_out(asked(flags, ".", None, resume=True), as_json, resume=True)
+    _carry_out(asked(flags, ".", spec, resume=True), as_json, resume=True)
 
 
 @app.command()

@@ -48,8 +48,9 @@ class Screen:
         self._begun = True
         self._note(job)
         if self._asked.metrics_port is not None:
-            self._metrics = MetricsServer(self._asked.metrics_port, lambda: batch_metrics.families(job, progress))
-            self._say(f"metrics on http://127.0.0.1:{self._metrics.port}/metrics")
+            host, port = self._asked.metrics_host, self._asked.metrics_port
+            self._metrics = MetricsServer(host, port, lambda: batch_metrics.families(job, progress))
+            self._say(f"metrics on {self._metrics.url}")
         at = progress.glance()
         resumed = f", {at.rows:,} are done" if at is not None and at.rows else ""
         self._say(

@@ -27,6 +27,7 @@ class Asked:
         self.sink = str(section.sink)
         self.state_dir = section.state_dir
         self.metrics_port = section.metrics_port
+        self.metrics_host = section.metrics_host
         self.run: RunSettings = run_of(section)
 
     def wish(self) -> Wish:

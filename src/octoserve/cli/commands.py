@@ -17,9 +17,9 @@ COMMANDS = {
     "spec": ("octoserve.cli.spec", "Check a settings file, or print its JSON Schema."),
     "rollout": ("octoserve.cli.rollout", "Roll out a version: start, watch, approve, abort, roll back."),
     "drift": ("octoserve.cli.drift", "How far live data has moved from what a version was made with: status, report."),
-    "batch": ("octoserve.cli.batch", "Score a table: run, resume, status, verify, list."),
+    "batch": ("octoserve.cli.batch", "Score a table: run, resume, status, verify, report, list."),
     "queue": ("octoserve.cli.queue", "Score messages: run, send, tail, lag, dlq."),
-    "deploy": ("octoserve.cli.deploy", "Render what other systems need to run it or to watch it: emr, monitoring."),
+    "deploy": ("octoserve.cli.deploy", "Render what other systems need to run or watch it: emr, keda, monitoring."),
     "advise": ("octoserve.cli.advise", "Recommend a pattern for what you need, with reasons."),
     "bench": ("octoserve.cli.bench", "Load a running endpoint and report throughput and latency."),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,9 +13,9 @@ from octoserve.telemetry.prometheus import CONTENT_TYPE, render
 
 
 class MetricsServer:
-    """On the loopback address, until `close`. families: what holds now; asked anew for each reader."""
+    """Until `close`. families: what holds now; asked anew for each reader."""
 
-    def __init__(self, port: int, families: Callable[[], list[Family]]) -> None:
+    def __init__(self, host: str, port: int, families: Callable[[], list[Family]]) -> None:
         """Raises SettingsError if the port cannot be had."""
 
         class Page(BaseHTTPRequestHandler):
@@ -30,13 +31,18 @@ class MetricsServer:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), Page)
+            self._server = Server((host, port), Page)
         except OSError as error:
             raise SettingsError(
-                f"metrics_port: cannot listen on {port}: {error.strerror}; 0 picks a free one"
+                f"metrics_port: cannot listen on {host}:{port}: {error.strerror}; 0 picks a free one, and metrics_host "
+                "says where"
             ) from None
-        self.port: int = self._server.server_address[1]
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_address[1]}/metrics"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:

@@ -76,6 +76,9 @@ def run(
     ] = None,
     until_idle: Annotated[Text, typer.Option(help="End when nothing came for so long, and nothing is left.")] = None,
     metrics_port: Annotated[Text, typer.Option(help="Prometheus metrics while it runs; 0: a free port.")] = None,
+    metrics_host: Annotated[
+        Text, typer.Option(help="Where their page listens.", show_default="127.0.0.1: this machine alone")
+    ] = None,
     spec: Annotated[Text, typer.Option(envvar="OCTOSERVE_SPEC", help="Settings file with a section `queue`.")] = None,
     state_dir: Annotated[Text, typer.Option(envvar="OCTOSERVE_STATE_DIR", help="Broker and attempts.")] = None,
     log_format: Annotated[str, typer.Option(help="text, or json.")] = "text",
@@ -105,7 +108,7 @@ def run(
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.stop())
-    with screen.metrics(section.metrics_port, supervisor.families):
+    with screen.metrics(section.metrics_host, section.metrics_port, supervisor.families):
         done = supervisor.run()
     screen.end(done, supervisor.restarts, as_json)
 

@@ -64,13 +64,13 @@ class Screen:
             self._say(f"{_counts(figures)}; {figures.behind:,} behind, {figures.in_hand:,} in hand")
 
     @contextlib.contextmanager
-    def metrics(self, port: int | None, families: Callable[[], list[Family]]) -> Iterator[None]:
+    def metrics(self, host: str, port: int | None, families: Callable[[], list[Family]]) -> Iterator[None]:
         """Serve them, if a port was asked for."""
         if port is None:
             yield
             return
-        server = MetricsServer(port, families)
-        self._say(f"metrics on http://127.0.0.1:{server.port}/metrics")
+        server = MetricsServer(host, port, families)
+        self._say(f"metrics on {server.url}")
         try:
             yield
         finally:

@@ -72,6 +72,8 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None) ->
         freshness=queue.slo.freshness if queue.slo is not None else None,
         state_dir=str(queue.state_dir),
         trust=tuple(checked.trust) or None,
+        inputs=tuple(checked.asynchronous.inputs),
+        max_input=checked.asynchronous.max_input,
         tracing=tracing,
     )
     return queue, told

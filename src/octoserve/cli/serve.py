@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octoserve import spec
+from octoserve.spec.described import description
 
 if TYPE_CHECKING:
     from octoserve.patterns.online.supervisor.supervisor import Supervisor
@@ -70,7 +71,7 @@ def _parameter(name: str) -> inspect.Parameter:
         field = spec.ServeSettings.model_fields[name]
         default = "" if field.is_required() or field.default_factory or name in _LISTS else field.default
         shown = f" [dim]\\[default: {default}][/dim]" if default not in ("", None) else ""
-        text = f"{field.description}{shown}"
+        text = f"{description(spec.ServeSettings, name)}{shown}"
     kind: Any = str | None
     declared: tuple[str, ...] = (flag,)
     if name in _SWITCHES:

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from octoserve.codecs.protos import message
+from octoserve.codecs.protos.alike import Alike
 from octoserve.codecs.protos.wire import field
 from octoserve.core.datatypes import DATATYPES
 from octoserve.core.errors import InvalidInput, TooLarge, Unsupported
@@ -57,6 +58,14 @@ class Request:
         """Seconds, from the `timeout` parameter's microseconds; None without it."""
         self._parameters: Any = None
 
+    def with_raw(self, raw: bytes) -> Request:
+        """The same with other bytes for the only input."""
+        other = Request(self.model, self.version, self.id, True)
+        only = self.tensors[0]
+        other.tensors.append(Tensor(only.name, only.datatype, only.shape, raw))
+        other.outputs = self.outputs
+        return other
+
     def parameter(self, name: str) -> object:
         """A request parameter's value; None without it."""
         if self._parameters is None or name not in self._parameters:
@@ -66,8 +75,29 @@ class Request:
         return None if choice is None else getattr(value, choice)
 
 
+def _only_raw(data: bytes) -> bytes | None:
+    raws = _parse(data).raw_input_contents
+    return raws[0] if len(raws) == 1 else None
+
+
+_alike: Alike[Request] = Alike(_only_raw)
+"""Requests of one raw input, without an id or parameters; the input's bytes are left out."""
+
+
 def decode_request(data: bytes) -> Request:
     """Decode a ModelInferRequest. Raises InvalidInput or TooLarge."""
+    found = _alike.find(data)
+    if found is not None:
+        return found[0].with_raw(found[1])
+    request = _decoded(data)
+    if request.raw and len(request.tensors) == 1 and not request.id and request._parameters is None:
+        raw = request.tensors[0].raw
+        assert isinstance(raw, bytes)
+        _alike.learn(data, request.with_raw(b""), raw)
+    return request
+
+
+def _decoded(data: bytes) -> Request:
     try:
         came = _parse(data)
     except DecodeError:

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from octoserve.codecs import tensorflow_serving as rest
 from octoserve.codecs.protos import message
+from octoserve.codecs.protos.alike import Alike
 from octoserve.codecs.protos.wire import field, opening
 from octoserve.codecs.row_tensors import KINDS, RowTensors
 from octoserve.core.datatypes import DATATYPES
@@ -91,11 +92,35 @@ def parsed(kind: str, data: bytes) -> Any:
 # --- Predict -------------------------------------------------------------------------------------------------
 
 
-def decode_predict(data: bytes, most: int) -> tuple[Asked, list[Tensor], list[str] | None]:
+Predict = tuple[Asked, list[Tensor], list[str] | None]
+
+
+def _only_content(data: bytes) -> bytes | None:
+    _, tensors, _ = _decoded(data, len(data))
+    return None if len(tensors) != 1 or tensors[0].datatype == "BYTES" else bytes(tensors[0].raw or b"")
+
+
+_alike: Alike[Predict] = Alike(_only_content)
+"""Requests of one input; its bytes are left out."""
+
+
+def decode_predict(data: bytes, most: int) -> Predict:
     """The model, its inputs, and the outputs that are wanted. most: bytes that the inputs may take.
 
     Raises InvalidInput, TooLarge, UnknownSignature.
     """
+    found = _alike.find(data)
+    if found is not None:
+        (asked, (only,), wanted), raw = found
+        return asked, [Tensor(only.name, only.datatype, only.shape, raw)], wanted
+    said = asked, tensors, wanted = _decoded(data, most)
+    if len(tensors) == 1 and tensors[0].datatype != "BYTES":
+        only = tensors[0]
+        _alike.learn(data, (asked, [Tensor(only.name, only.datatype, only.shape)], wanted), bytes(only.raw or b""))
+    return said
+
+
+def _decoded(data: bytes, most: int) -> Predict:
     try:
         came = _PredictRequest.FromString(data)
     except DecodeError:

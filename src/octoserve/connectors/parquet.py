@@ -84,14 +84,18 @@ class ParquetWriter:
     """Writes record batches into a new file. The bytes follow from the batches, the schema and `group_rows`."""
 
     def __init__(self, file: OutFile, schema: Schema, group_rows: int, dictionary: Sequence[str]) -> None:
+        pa = pyarrow()
         self._group_rows = group_rows
-        self._file = pyarrow().PythonFile(file, mode="w")
+        self._file = pa.PythonFile(file, mode="w")
+        # Of whole numbers the differences, packed: half the time of what compresses them as they are, and fewer bytes.
+        whole = [f.name for f in schema if pa.types.is_integer(f.type) and f.name not in dictionary]
         self._writer = pyarrow("parquet").ParquetWriter(
             self._file,
             schema,
             compression="zstd",
             compression_level=1,
             use_dictionary=list(dictionary) or False,  # trying one on floats or keys costs more than scoring them
+            column_encoding=dict.fromkeys(whole, "DELTA_BINARY_PACKED"),
             store_schema=True,
         )
 

@@ -1,4 +1,4 @@
-"""The Grafana dashboard over octoserve's metrics: promises first, then requests, then the service. Values only."""
+"""The Grafana dashboard over octoserve's metrics: promises first, then what is asked, then the service. Values only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ _COLUMNS = 24
 _HEIGHT = 8
 
 
-def dashboard(job: str, windows: Sequence[str]) -> dict[str, Any]:
-    """The dashboard's model, as Grafana imports it. `windows`: of the promises, `30d`; the first is shown."""
+def dashboard(
+    job: str, windows: Sequence[str], *, drift: bool = False, log: bool = False, queue: bool = False
+) -> dict[str, Any]:
+    """The dashboard's model, as Grafana imports it. `windows`: of the promises, `30d`; the first is shown.
+
+    drift, log, queue: whether there is drift, a prediction log, a queue to look at
+    """
     job = job.replace("\\", "\\\\").replace('"', '\\"')
     mine = f'job="{job}"'
     of_model = f'{mine},model=~"$model"'
     rows = [
         ("Promises", _promises(mine, of_model)),
         ("Requests", _requests(of_model)),
+        *([("Queue", _queue(mine, of_model))] if queue else []),
+        *([("Drift", _drift(of_model))] if drift else []),
+        *([("Prediction log", _log(of_model))] if log else []),
         ("Service", _service(mine, of_model)),
     ]
     return {
@@ -84,6 +92,48 @@ def _requests(of_model: str) -> list[dict[str, Any]]:
         _panel("timeseries", "Waiting for a run, and running (p99)", waits, "s", 8),
         _panel("timeseries", "Rows a run", [(rows, "{{model}}")], "none", 8),
         _panel("timeseries", "Waiting or running", [(pending, "{{model}}")], "none", 8),
+    ]
+
+
+def _queue(mine: str, of_model: str) -> list[dict[str, Any]]:
+    outcomes = [(_rate("model, outcome", f"octoserve_queue_messages_total{{{of_model}}}"), "{{model}} {{outcome}}")]
+    lag = [(f"sum by (job) (octoserve_queue_lag{{{mine}}})", "waiting")]
+    oldest = [(f"max by (job) (octoserve_queue_oldest_seconds{{{mine}}})", "oldest message")]
+    latency = f"octoserve_queue_latency_seconds_bucket{{{of_model}}}"
+    latencies = [(_quantile(q, latency), f"{{{{model}}}} p{q * 100:g}") for q in (0.5, 0.99)]
+    return [
+        _panel("timeseries", "Messages a second by outcome", outcomes, "none", 6),
+        _panel("timeseries", "Messages that wait", lag, "none", 6),
+        _panel("timeseries", "Age of the oldest message", oldest, "s", 6),
+        _panel("timeseries", "From publication to the sink", latencies, "s", 6),
+    ]
+
+
+def _drift(of_model: str) -> list[dict[str, Any]]:
+    by = "by (model, version, feature)"
+    psi, chance = (f"max {by} (octoserve_drift_psi{which}{{{of_model}}})" for which in ("", "_chance"))
+    legend = "{{model}} v{{version}} {{feature}}"
+    rows = f"max by (model, version) (octoserve_drift_rows{{{of_model}}})"
+    # Replicas measure what each of them got, as in the alert: the one that sees most of it counts.
+    return [
+        _panel("timeseries", "PSI, the ten that moved most", [(f"topk(10, {psi})", legend)], "none", 12),
+        _panel(
+            "timeseries",
+            "PSI that chance alone gives, at most",
+            [(f"max by (model, version) ({chance})", "{{model}} v{{version}}")],
+            "none",
+            6,
+        ),
+        _panel("timeseries", "Rows that this is measured over", [(rows, "{{model}} v{{version}}")], "none", 6),
+    ]
+
+
+def _log(of_model: str) -> list[dict[str, Any]]:
+    what = [(_rate("model, what", f"octoserve_prediction_log_total{{{of_model}}}"), "{{model}} {{what}}")]
+    spool = [(f"sum by (model) (octoserve_prediction_log_spool_bytes{{{of_model}}})", "{{model}}")]
+    return [
+        _panel("timeseries", "Requests a second that are drawn, and what came of them", what, "reqps", 12),
+        _panel("timeseries", "Waiting for the store", spool, "bytes", 12),
     ]
 
 

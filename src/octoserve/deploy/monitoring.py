@@ -52,7 +52,7 @@ def render(wanted: Monitoring, out: Path) -> list[Path]:
     texts = {
         RULES: yaml.safe_dump(rules(wanted), sort_keys=False, allow_unicode=True, width=1000),
         SCRAPE: yaml.safe_dump(_scrape(wanted), sort_keys=False, width=1000),
-        DASHBOARD: json.dumps(dashboard(wanted.job, _windows(wanted)), indent=1) + "\n",
+        DASHBOARD: json.dumps(_dashboard(wanted), indent=1) + "\n",
         README: _readme(wanted),
     }
     try:
@@ -62,6 +62,12 @@ def render(wanted: Monitoring, out: Path) -> list[Path]:
     except OSError as error:
         raise SettingsError(f"out: cannot write into {out}: {error.strerror}; name another folder with --out") from None
     return [out / name for name in texts]
+
+
+def _dashboard(wanted: Monitoring) -> dict[str, Any]:
+    seen = wanted.observations
+    shown = {"drift": seen.any_drift(), "log": seen.any_log(), "queue": wanted.queue is not None}
+    return dashboard(wanted.job, _windows(wanted), **shown)
 
 
 def rules(wanted: Monitoring) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from octoserve.core.trace_context import Tracing
 from octoserve.spec.admission import AdmissionSection, CacheSection
 from octoserve.spec.asynchronous import AsyncSection
 from octoserve.spec.backend import BackendSection
-from octoserve.spec.batch import BatchSection
+from octoserve.spec.batch import BatchSection, split_words, table_from
+from octoserve.spec.described import describe
 from octoserve.spec.observation import DriftSection, OptionalDrift, OptionalLog, PredictionLogSection
 from octoserve.spec.queue import QueueSection
 from octoserve.spec.rollout import AnalysisSection, BreakerSection, MetricSection, RolloutSection, StepSection
@@ -296,6 +297,7 @@ def cores() -> int:
 def schema() -> dict[str, Any]:
     """JSON Schema of octoserve.yaml."""
     made = ServeSettings.model_json_schema()
+    describe(made, ServeSettings)
     made.update({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "octoserve.yaml"})
     made["properties"]["workers"]["description"] += " (unset: one a core)"
     made.pop("required", None)  # the repository may come by flag or variable
@@ -370,7 +372,8 @@ def read(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: a mapping of settings is wanted, a {type(data).__name__} came")
     _from_folder_of(path, data, ("repository", "state_dir", "ports_file", "repository_cache"))
     if isinstance(data.get("batch"), dict):
-        _from_folder_of(path, data["batch"], ("sink", "state_dir"))
+        _from_folder_of(path, data["batch"], ("state_dir",))
+        _tables_from_folder_of(path, data["batch"])
     if isinstance(data.get("queue"), dict):
         _from_folder_of(path, data["queue"], ("state_dir",))
     _security_from_folder_of(path, data.get("security"))
@@ -384,6 +387,17 @@ def read(path: Path) -> dict[str, Any]:
         if isinstance(backend, dict):
             _from_folder_of(path, backend, ("folder", "output"))
     return {str(key): value for key, value in data.items()}
+
+
+def _tables_from_folder_of(path: Path, section: dict[str, Any]) -> None:
+    """Of `batch`: files and tables, in each of the ways that they are written."""
+    if isinstance(section.get("sink"), str):
+        section["sink"] = table_from(path.parent, section["sink"])
+    source = section.get("source")
+    if isinstance(source, str):
+        source = split_words(source)
+    if isinstance(source, list):
+        section["source"] = [table_from(path.parent, each) if isinstance(each, str) else each for each in source]
 
 
 def _security_from_folder_of(path: Path, section: Any) -> None:

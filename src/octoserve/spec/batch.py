@@ -20,6 +20,14 @@ def split_words(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def table_from(folder: Path, where: str) -> str:
+    """A table that stands in a settings file in `folder`: its path is taken from there, an address as it is."""
+    if "://" in where or where.startswith("iceberg:"):
+        return where
+    mark = "delta:" if where.startswith("delta:") else ""
+    return f"{mark}{folder / where.removeprefix(mark)}"
+
+
 def parse_budget(value: Any) -> Any:
     """`100` (rows), `0.1%` or 0.001 (a share) as text; ValueError for anything else."""
     text = str(value).strip() if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
@@ -121,8 +129,10 @@ class BatchSection(Section):
     split_size: Size = 64 << 20
     """Bytes of rows in a split: what a crash costs a worker, and what a file of the result holds."""
     block_rows: Rows | None = None
-    """Rows in one run of the model at most; unset: model.yaml's batching, else what 1 MB holds, up to 8192."""
+    """Rows in one run of the model at most; unset: model.yaml's batching, else what 4 MB holds, up to 8192."""
     metrics_port: Port | None = None
     """Serve Prometheus metrics on this port while the job runs; 0 picks a free one."""
+    metrics_host: str = "127.0.0.1"
+    """Where the metrics' page listens; 0.0.0.0 for a Prometheus on another machine. They tell no data and no secret."""
     state_dir: Path = Path(".octoserve")
     """Where `octoserve batch list` knows jobs from."""

@@ -67,5 +67,7 @@ class QueueSection(Section):
     """What the queue promises, such as {freshness: 60s}. See docs/slo.md#freshness-of-a-queue."""
     metrics_port: Port | None = None
     """Serve Prometheus metrics on this port; 0 picks a free one."""
+    metrics_host: str = "127.0.0.1"
+    """Where the metrics' page listens; 0.0.0.0 for a Prometheus on another machine. They tell no data and no secret."""
     state_dir: Path = Path(".octoserve")
     """Where the embedded broker and the attempts are kept."""

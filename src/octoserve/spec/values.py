@@ -128,6 +128,6 @@ Rows = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Section(BaseModel):
-    """A closed mapping whose fields are documented."""
+    """A closed mapping whose fields are documented, by a string below each: see `described`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # most starts need few of them

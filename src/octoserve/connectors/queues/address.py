@@ -59,7 +59,9 @@ def parse(text: str, setting: str) -> Address:
             f"{setting}: the address cannot be read; reserved characters in a password are percent-encoded"
         ) from None
     if not parts.scheme or "://" not in text:
-        raise SettingsError(f"{setting}: an address such as {_EXAMPLES[setting]} is wanted, {text!r} came")
+        raise SettingsError(
+            f"{setting}: an address such as {_EXAMPLES[setting.rpartition('.')[2]]} is wanted, {text!r} came"
+        )
     return Address(
         setting=setting,
         scheme=parts.scheme,
@@ -74,6 +76,8 @@ def parse(text: str, setting: str) -> Address:
 _EXAMPLES = {
     "source": "embedded, embedded:orders, nats://host:4222/stream or kafka://host:9092/topic",
     "sink": "'sqlite:///results.db?table=t' or 'postgresql://user@host/db?table=t'",
+    "store": "'sqlite:///answers.db?table=t' or 'postgresql://user@host/db?table=t'",
+    "results": "embedded:answers, nats://host:4222/stream or kafka://host:9092/topic",
 }
 
 

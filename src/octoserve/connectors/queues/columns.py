@@ -19,14 +19,12 @@ LANES = "octoserve_lane"
 """The table of positions and epochs, beside the results'."""
 
 
-def names(outputs: Sequence[TensorSpec], prefix: str = "") -> list[str]:
+def names(outputs: Sequence[TensorSpec], prefix: str = "", remedy: str = "give all a prefix: &prefix=p_") -> list[str]:
     """The outputs' columns. Raises SettingsError where a name is one of ours."""
     columns = [prefix + spec.name for spec in outputs]
     taken = [name for name in columns if name.lower() in FIXED]
     if taken:
-        raise SettingsError(
-            f"sink: the output {taken[0]!r} has the name of a column of ours; give all a prefix: &prefix=p_"
-        )
+        raise SettingsError(f"sink: the output {taken[0]!r} has the name of a column of ours; {remedy}")
     return columns
 
 

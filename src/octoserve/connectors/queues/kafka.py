@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from octoserve.connectors.queues.address import Address
+from octoserve.connectors.queues.kafka_ages import Ages
 from octoserve.connectors.queues.kafka_wire import (
     DUE_HEADER,
     FAILURES_HEADER,
@@ -120,6 +121,7 @@ class KafkaSource:
         """And the first that has not come."""
         self._ends: dict[str, int] = {}
         """Where a partition ended when we last reached its end: behind its last message, and what is no message."""
+        self._ages = Ages(wall)
         self._trouble: OctoserveError | None = None
         self._said = -REQUEST
 
@@ -254,6 +256,7 @@ class KafkaSource:
         for lane in gone:
             for known in (self._next, self._taken, self._ends, self._waiting):
                 known.pop(lane, None)
+            self._ages.gone(lane)
 
     def _partition(self, lane: str, offset: int | None = None) -> Any:
         topic, number = topic_of(lane)
@@ -275,7 +278,9 @@ class KafkaSource:
         self._release()
         self._claim_again()
         self._raise()
-        return self._cut(rows, nbytes)
+        taken = self._cut(rows, nbytes)
+        self._ages.in_work(taken)
+        return taken
 
     def _patience(self, timeout: float) -> float:
         due = [due_of(waiting[0]) for waiting in self._waiting.values()]
@@ -398,6 +403,7 @@ class KafkaSource:
             if offset >= ends.get(lane, 0):
                 ends[lane] = offset + 1
         ours = [lane for lane in ends if lane in self._ours]
+        self._ages.done(message for message in messages if message.position.partition in self._ours)
         for lane in ours:
             self._next[lane] = ends[lane]
         self._store(ours)
@@ -470,13 +476,12 @@ class KafkaSource:
         behind = max(0, high - self._next.get(lane, max(low, 0)))
         first = next((each for each in self._arrived if each.position.partition == lane), None)
         waiting = self._waiting.get(lane)
-        oldest = first or (waiting[0] if waiting else None)
         retries = lane.startswith(self._where.retry_prefix)
         return Lag(
             partition=lane,
             behind=0 if retries else behind,
             in_hand=behind if retries else 0,
-            oldest=oldest.published if oldest else None,
+            oldest=self._ages.oldest(lane, behind, first or (waiting[0] if waiting else None)),
         )
 
     def close(self) -> None:

@@ -53,7 +53,7 @@ class Webhook:
 
     def open(self, source: str, outputs: Sequence[TensorSpec]) -> None:
         """See `QueueSink.open`. Nothing is sent yet, so that nothing is known of who listens."""
-        self._names = columns.names(outputs)
+        self._names = columns.names(outputs, remedy="call it otherwise in the model, or choose another sink")
         self._threads = ThreadPoolExecutor(_AT_ONCE, "webhook")
 
     def claim(self, lanes: Sequence[str], seconds: float | None) -> dict[str, Claim]:

@@ -80,4 +80,5 @@ def run_of(section: BatchSection) -> RunSettings:
         bytes_in_flight=section.bytes_in_flight,
         budget_rows=rows,
         budget_share=share,
+        keep_budget="error_budget" not in section.model_fields_set,
     )

@@ -44,6 +44,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     bytes_in_flight: int = 64 << 20
     budget_rows: int | None = None
     budget_share: float = 0.0
+    keep_budget: bool = False
+    """Whether a run that goes on with another takes that one's error budget."""
 
     def bad_rows_borne(self, rows: int) -> int:
         """How many of `rows` may be bad."""

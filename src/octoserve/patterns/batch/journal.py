@@ -49,6 +49,9 @@ class Began(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     pid: int
     at: float
     workers: int = 1
+    budget_rows: int | None = None
+    budget_share: float | None = None
+    """Of bad rows, as in `RunSettings`; both None in a line of before they were noted."""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="end"):

@@ -144,7 +144,16 @@ def resume(sink: str | Path, settings: RunSettings, tools: Tools) -> Outcome:
     )
     opened = open_job(wish, job, settings.workers, tools)
     with contextlib.closing(opened.table.source):
-        return _go(opened, job, place, settings, tools)
+        return _go(opened, job, place, _with_budget(settings, place), tools)
+
+
+def _with_budget(settings: RunSettings, sink: Sink) -> RunSettings:
+    """Nobody bears more bad rows for having been stopped."""
+    last = sink.state().runs[-1:] if settings.keep_budget else []
+    if not last or (last[0].budget_rows is None and last[0].budget_share is None):
+        return settings
+    rows, share = last[0].budget_rows, last[0].budget_share
+    return msgspec.structs.replace(settings, budget_rows=rows, budget_share=share or 0.0)
 
 
 def open_job(wish: Wish, planned: Job | None, workers: int, tools: Tools, source: Source | None = None) -> Opened:
@@ -253,7 +262,13 @@ def _finish_splits(opened: Opened, work: Work, settings: RunSettings, tools: Too
     """Every split that is left, and the commit; how many rows were scored."""
     job = opened.job
     began = Began(
-        token=work.token, host=socket.gethostname(), pid=os.getpid(), at=tools.wall(), workers=settings.workers
+        token=work.token,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        at=tools.wall(),
+        workers=settings.workers,
+        budget_rows=settings.budget_rows,
+        budget_share=settings.budget_share,
     )
     past, finished = work.begin(began)
     progress = Progress(tools.clock)

@@ -421,6 +421,7 @@ class Loop:
                 else:
                     self._beat(False)
                 self._source.hold(min(left, POLL))
+                self._look()  # what waits grows older meanwhile
             wait = min(_LONGEST, wait * 2)
 
     # --- between micro-batches -----------------------------------------------------------------------

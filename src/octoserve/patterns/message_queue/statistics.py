@@ -59,7 +59,9 @@ class Statistics:
             "octoserve_queue_attempts_total", "Messages that a run was begun for.", ("model",)
         ).counter(model)
         self.sink_retries = registry.counter(
-            "octoserve_queue_sink_retries_total", "Times that a sink could not be written to.", ("model",)
+            "octoserve_queue_sink_retries_total",
+            "Waits for what was away: the sink, the ledger of attempts, the dead-letter queue, the schema registry.",
+            ("model",),
         ).counter(model)
         self.rows = registry.histogram(
             "octoserve_queue_batch_rows", "Messages in a micro-batch.", ("model",), ROWS
