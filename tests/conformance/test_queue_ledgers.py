@@ -72,6 +72,18 @@ def test_what_was_running_has_an_attempt_more_once(opened: Open):
     assert third.suspects([C])[C].history[0].error.startswith(ENDED)
 
 
+def test_all_of_a_partition_that_has_just_come(opened: Open):
+    ours, others = [Position("p", i) for i in range(3)], [Position("q", 0)]
+    dead, next_ = opened("n/1/a"), opened("n/2/b")
+    dead.failed({ours[2]: Attempts(2)})
+    dead.begin([*ours[:2], *others])
+    assert dead.history("p") == {ours[2]: Attempts(2)}, "what we run ourselves is no suspect"
+    assert counts(next_.history("p")) == {ours[0]: 1, ours[1]: 1, ours[2]: 2}
+    assert counts(next_.history("p")) == {ours[0]: 1, ours[1]: 1, ours[2]: 2}, "once"
+    assert next_.history("none") == {}
+    assert counts(opened("n/3/c").history("q")) == {others[0]: 1}
+
+
 def test_what_is_begun_anew_has_ended(opened: Open):
     one, other = opened("a"), opened("b")
     one.begin([A])

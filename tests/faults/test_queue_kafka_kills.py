@@ -105,7 +105,7 @@ def test_poison_reaches_the_dead_letters_and_its_mates_succeed(lines: Lines):
     assert figures.dead == 4
 
 
-STEPS = ("poll", "bury", "retry", "settle", "begin", "store", "claim")
+STEPS = ("poll", "bury", "retry", "settle", "history", "begin", "store", "claim")
 POINTS = [(sink, step, when) for sink in SINKS for step in STEPS for when in (BEFORE, AFTER)]
 
 

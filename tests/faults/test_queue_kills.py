@@ -68,6 +68,7 @@ POINTS = [
     for when in (BEFORE, AFTER)
     for number in (1, 2)
     if (step, number) != ("claim", 2)  # a life claims its lane once
+    if step != "history"  # of logs
 ]
 
 

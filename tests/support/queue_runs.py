@@ -39,7 +39,8 @@ BEFORE, AFTER, STOPS = "before", "after", "stops"
 
 STEPS = {
     "poll": "source", "bury": "source", "retry": "source", "settle": "source",
-    "suspects": "ledger", "begin": "ledger", "failed": "ledger", "forget": "ledger", "end": "ledger",
+    "suspects": "ledger", "history": "ledger", "begin": "ledger", "failed": "ledger", "forget": "ledger",
+    "end": "ledger",
     "store": "sink", "claim": "sink",
 }  # fmt: skip
 """Each step of a micro-batch that somebody else sees, and whose it is."""

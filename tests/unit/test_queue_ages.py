@@ -22,7 +22,7 @@ def test_the_oldest_is_in_work_or_has_come_or_is_no_older_than_what_is_done() ->
     ages.in_work([first, second])
     assert ages.oldest(LANE, 5, None) == 90
     assert ages.oldest(LANE, 5, third) == 90
-    ages.done([first, second])
+    ages.done(second)
     assert ages.oldest(LANE, 3, third) == 95
     assert ages.oldest(LANE, 3, None) == 91, "what has not come is younger than what is done"
 
@@ -31,7 +31,7 @@ def test_what_comes_after_a_quiet_hour_is_young() -> None:
     wall = FakeClock(100.0)
     ages = Ages(wall)
     ages.in_work(published(90))
-    ages.done(published(90))
+    ages.done(*published(90))
     wall.now += 3600
     assert ages.oldest(LANE, 0, None) is None
     wall.now += 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
@@ -14,7 +16,16 @@ from hypothesis import strategies as st
 
 from octoserve.codecs.json_rows import JsonRows
 from octoserve.connectors.queues.columns import values
-from octoserve.connectors.queues.protocol import Fenced, Lag, Message, Position, SinkTraits
+from octoserve.connectors.queues.protocol import (
+    Fenced,
+    Lag,
+    Message,
+    Move,
+    Position,
+    Results,
+    SinkTraits,
+    Stored,
+)
 from octoserve.core.errors import InvalidInput, Unavailable
 from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Tensor
@@ -28,8 +39,9 @@ from octoserve.patterns.message_queue.statistics import Statistics
 from octoserve.patterns.message_queue.traced import Traced
 from octoserve.telemetry.metrics import Registry
 from octoserve.telemetry.tracing import Tracer
-from support.queues import MemorySink, MemorySource, Ticking, message
+from support.queues import MemorySink, MemorySource, Ticking, in_thread, message
 from support.spans import Spans
+from support.supervised import until
 
 SIGNATURE = Signature([TensorSpec("x", "FP32", (-1,))], [TensorSpec("y", "FP32", (-1,))], batchable=True)
 
@@ -55,9 +67,11 @@ class Scorer:
 class Bench:
     """A loop over things in memory, with a real ledger."""
 
-    def __init__(self, tmp_path: Any, messages: Sequence[Message], shape: str = "acks", **limits: Any) -> None:
+    def __init__(
+        self, tmp_path: Any, messages: Sequence[Message], shape: str = "acks", aside: bool = False, **limits: Any
+    ) -> None:
         self.source = MemorySource(messages, shape)
-        self.sink = MemorySink()
+        self.sink = MemorySink(SinkTraits(transactional=True, idempotent=True, aside=aside))
         self.scorer = Scorer()
         self.clock, self.wall = Ticking(), Ticking(2e9)
         self.source.on_hold = self.clock.pass_
@@ -380,16 +394,119 @@ def test_portions_keep_the_order_and_leave_those_with_a_history_alone(history: l
         assert one[-1].position in known or two[0].position in known, "nothing is cut without need"
 
 
+# Results that are stored while the next micro-batch is worked on.
+
+
+class Slow(MemorySink):
+    """Stores when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(SinkTraits(transactional=True, idempotent=True, aside=True))
+        self.may, self.asked = threading.Event(), threading.Event()
+
+    def store(self, results: Results, moves: Sequence[Move]) -> Stored:
+        self.asked.set()
+        assert self.may.wait(60)
+        return super().store(results, moves)
+
+
+def aside(tmp_path: Any, count: int, rows: int = 2, poison: dict[float, Exception] | None = None) -> tuple[Bench, Slow]:
+    """A loop that has put its first micro-batch aside."""
+    bench = Bench(tmp_path, [message(i, id=f"m{i}", partition="p") for i in range(count)], "log", rows=rows)
+    bench.sink = sink = Slow()
+    bench.loop = bench.another("b")
+    bench.scorer.poison = poison or {}
+    assert bench.begun().step() == rows
+    assert sink.asked.wait(60)
+    return bench, sink
+
+
+def test_the_next_is_scored_while_results_are_stored_and_nothing_of_it_is_written_before(tmp_path):
+    bench, sink = aside(tmp_path, 5, poison={3.0: InvalidInput("never")})
+    assert bench.source.settled == []
+    before: list[Any] = []
+
+    def look() -> None:
+        until(lambda: bench.scorer.runs[1:2] == [[2.0, 3.0]], 60)
+        before.extend((list(bench.source.buried), dict(sink.rows)))
+        sink.may.set()
+
+    in_thread(look)
+    bench.loop.step()
+    assert before == [[], {}]
+    assert sink.calls[-2:] == [("store", ("m0", "m1")), ("store", ("m2",))]
+    assert [letter.id for letter in bench.source.buried] == ["m3"]
+    bench.loop.step()
+    bench.loop.step()
+    assert [p.offset for p in bench.source.settled] == [0, 1, 2, 3, 4]
+    assert sink.lanes["p"].offset == 5
+    assert bench.outcomes() == {"stored": 4, "dead": 1}
+
+
+def test_who_dies_meanwhile_has_both_for_suspects(tmp_path):
+    bench, sink = aside(tmp_path, 4, poison={2.0: KeyboardInterrupt()})  # type: ignore[dict-item]
+    with pytest.raises(KeyboardInterrupt):
+        bench.loop.step()
+    bench.another("c")
+    assert {p.offset: known.count for p, known in bench.ledger.history("p").items()} == dict.fromkeys(range(4), 1)
+    sink.may.set()
+
+
+@pytest.mark.parametrize("trouble", [Unavailable("away"), Fenced("p is another's")], ids=["away", "fenced"])
+def test_what_becomes_of_it_is_known_before_anything_else_is_written(tmp_path, trouble: Exception):
+    bench, sink = aside(tmp_path, 4, poison={3.0: InvalidInput("never")})
+    sink.fail = [trouble]
+    sink.may.set()
+    if isinstance(trouble, Fenced):
+        with pytest.raises(Fenced):
+            bench.loop.step()
+        assert (bench.source.settled, bench.source.buried, sink.rows) == ([], [], {})
+        return
+    bench.loop.step()
+    assert bench.source.held >= 1.0
+    bench.loop.step()
+    assert set(sink.rows) == {"m0", "m1", "m2"}
+    assert [p.offset for p in bench.source.settled] == [0, 1, 2, 3]
+
+
+def test_a_row_that_the_sink_can_never_hold_is_found_afterwards(tmp_path):
+    bench, sink = aside(tmp_path, 4)
+    sink.refuse = lambda id: id == "m1"
+    sink.may.set()
+    bench.loop.step()
+    bench.loop.step()
+    assert set(sink.rows) == {"m0", "m2", "m3"}
+    assert [letter.id for letter in bench.source.buried] == ["m1"] or bench.source.retried
+    assert sink.lanes["p"].offset == 4
+
+
+def test_a_lane_goes_to_another_only_when_nothing_of_it_is_being_stored(tmp_path):
+    bench, sink = aside(tmp_path, 4)
+    went = in_thread(lambda: bench.loop.revoked(["p"]))
+    time.sleep(0.05)
+    assert went.is_alive()
+    sink.may.set()
+    went.join(60)
+    assert set(sink.rows) == {"m0", "m1"}
+    assert sink.lanes["p"].offset == 2
+
+
 @given(
     kinds=st.lists(st.sampled_from(["well", "never", "moment"]), min_size=1, max_size=30),
     shape=st.sampled_from(["log", "acks"]),
+    rows=st.sampled_from([2, 100]),
 )
-def test_whatever_fails_everything_ends_in_exactly_one_place(kinds: list[str], shape: str, tmp_path_factory):
-    bench = Bench(tmp_path_factory.mktemp("loop"), some(len(kinds)), shape=shape)
+def test_whatever_fails_everything_ends_in_exactly_one_place(kinds: list[str], shape: str, rows: int, tmp_path_factory):
+    bench = Bench(tmp_path_factory.mktemp("loop"), some(len(kinds)), shape=shape, aside=True, rows=rows)
     for i, kind in enumerate(kinds):
         if kind != "well":
             bench.scorer.poison[float(i)] = InvalidInput("never") if kind == "never" else RuntimeError("now")
-    bench.begun().step()
+    loop = bench.begun()
+    while loop.step() or bench.source.arrived:
+        pass
+    assert sorted(p.offset for p in bench.source.settled) == [
+        i for i, kind in enumerate(kinds) if shape == "log" or kind != "moment"
+    ]
     stored = set(bench.sink.rows)
     buried = {letter.id for letter in bench.source.buried}
     retried = {id for _, id, _, _ in bench.source.retried}

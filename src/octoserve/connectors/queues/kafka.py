@@ -397,15 +397,15 @@ class KafkaSource:
 
     def settle(self, messages: Sequence[Message]) -> None:
         """See `QueueSource.settle`: what is done is a prefix, since micro-batches are done whole and in order."""
-        ends: dict[str, int] = {}
+        last: dict[str, Message] = {}
         for message in messages:
             lane, offset = message.position
-            if offset >= ends.get(lane, 0):
-                ends[lane] = offset + 1
-        ours = [lane for lane in ends if lane in self._ours]
-        self._ages.done(message for message in messages if message.position.partition in self._ours)
+            if lane not in last or offset > last[lane].position.offset:
+                last[lane] = message
+        ours = [lane for lane in last if lane in self._ours]
         for lane in ours:
-            self._next[lane] = ends[lane]
+            self._next[lane] = last[lane].position.offset + 1
+            self._ages.done(last[lane])
         self._store(ours)
         for lane in ours:
             self._reach_end(lane)

@@ -21,16 +21,17 @@ class Ages:
 
     def in_work(self, messages: Iterable[Message]) -> None:
         """They are handed out, in order."""
-        for message in messages:
-            if message.published:  # a broker may be told to keep no times
-                self._first.setdefault(message.position.partition, message.published)
-
-    def done(self, messages: Iterable[Message]) -> None:
-        """They are, and with them all that was in work of their partitions."""
+        first = self._first
         for message in messages:
             lane = message.position.partition
-            self._first.pop(lane, None)
-            self._done[lane] = max(message.published, self._done.get(lane, 0.0))
+            if lane not in first and message.published:  # a broker may be told to keep no times
+                first[lane] = message.published
+
+    def done(self, last: Message) -> None:
+        """It is, and with it all that came before it in its partition."""
+        lane = last.position.partition
+        self._first.pop(lane, None)
+        self._done[lane] = last.published
 
     def gone(self, lane: str) -> None:
         """The partition is another's."""

@@ -62,7 +62,7 @@ def postgres_sink(address: Address, database: Database) -> PostgresSink:
 class PostgresSink:
     """A table of results, and one of lanes in the same schema."""
 
-    traits = SinkTraits(transactional=True, idempotent=True)
+    traits = SinkTraits(transactional=True, idempotent=True, aside=True)
 
     def __init__(self, database: Database, table: str, prefix: str = "") -> None:
         """table: a name, or `schema.name`; the schema must be there."""

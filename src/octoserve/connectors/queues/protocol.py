@@ -141,12 +141,14 @@ class SinkTraits(msgspec.Struct, frozen=True, kw_only=True):
     idempotent:    of results with one message id the first stays, however often one comes
     commits_for:   systems whose offsets it commits in its own transaction (Kafka to Kafka)
     gathers:       seconds that it pays to wait for more messages, where each write costs much (a file)
+    aside:         `store` may be called in another thread, while nobody calls anything else
     """
 
     transactional: bool = False
     idempotent: bool = False
     commits_for: tuple[str, ...] = ()
     gathers: float = 0.0
+    aside: bool = False
 
 
 class Claim(msgspec.Struct, frozen=True):

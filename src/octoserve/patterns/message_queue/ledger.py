@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -45,6 +45,10 @@ class Ledger(Protocol):
 
     def suspects(self, positions: Sequence[Position]) -> Mapping[Position, Attempts]:
         """Which of these have a history. One that was running when its process ended gets an attempt for it, once."""
+        ...
+
+    def history(self, partition: str) -> Mapping[Position, Attempts]:
+        """The same for all of a partition that has just become ours: nobody else adds to it while it is."""
         ...
 
     def failed(self, attempts: Mapping[Position, Attempts]) -> None:
@@ -90,6 +94,16 @@ def unpack(packed: bytes) -> set[Position]:
     """Those positions."""
     ranges = msgspec.msgpack.decode(packed, type=list[tuple[str, int, int]])
     return {Position(partition, offset) for partition, first, last in ranges for offset in range(first, last + 1)}
+
+
+def in_partition(positions: set[Position], partition: str) -> set[Position]:
+    """Those of it."""
+    return {position for position in positions if position.partition == partition}
+
+
+def attempts_of(packed: bytes) -> Attempts:
+    """As they were written."""
+    return msgspec.msgpack.decode(packed, type=Attempts)
 
 
 def how_ended(owner: str, ends: Mapping[str, str]) -> str:
@@ -165,16 +179,25 @@ class SqliteLedger:
         """See `Ledger.suspects`."""
         wanted = set(positions)
         with self._writing():
-            self._convict(wanted)
+            self._convict(wanted.intersection)
             return self._read(wanted)
 
-    def _convict(self, wanted: set[Position]) -> None:
+    def history(self, partition: str) -> Mapping[Position, Attempts]:
+        """See `Ledger.history`."""
+        with self._writing() as db:
+            self._convict(lambda ran: in_partition(ran, partition))
+            rows = db.execute(
+                'select "offset", attempts from attempt where source = ? and partition = ?', (self._source, partition)
+            )
+            return {Position(partition, offset): attempts_of(packed) for offset, packed in rows}
+
+    def _convict(self, caught_of: Callable[[set[Position]], set[Position]]) -> None:
         others = self._db.execute(
             "select owner, positions from running where source = ? and owner <> ?", (self._source, self._owner)
         ).fetchall()
         for owner, packed in others:
             ran = unpack(packed)
-            caught = ran & wanted
+            caught = caught_of(ran)
             if not caught:
                 continue
             self._write(convict(caught, len(ran), self._read(caught), how_ended(owner, self._ends), self._wall()))
@@ -200,7 +223,7 @@ class SqliteLedger:
             for offset, packed in rows:
                 position = Position(partition, offset)
                 if position in wanted:
-                    found[position] = msgspec.msgpack.decode(packed, type=Attempts)
+                    found[position] = attempts_of(packed)
         return found
 
     def _write(self, attempts: Mapping[Position, Attempts]) -> None:

@@ -3,6 +3,9 @@
 The order of a micro-batch: received -> schemas that it names fetched -> attempt persisted (`Ledger.begin`) -> decoded
 and scored -> failures noted, retries and dead letters acknowledged by the broker -> results, position and epoch stored
 -> settled with the broker. The record of the attempt goes with the next one's, or when nothing comes.
+
+Behind a log and with a sink that can, results are stored in a thread while the next micro-batch is taken, tried and
+scored: see `_storing`. Nothing of the next one is written before that is done and settled.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -83,6 +88,16 @@ class Work(NamedTuple):
     """Fetches what these need to be read, before they are tried; raises Unavailable to be told again."""
 
 
+class Storing(NamedTuple):
+    """A micro-batch whose results are on their way. None of its messages failed, or has a history."""
+
+    portion: Sequence[Message]
+    results: Results
+    moves: Sequence[Move]
+    first: Future[Stored]
+    """The first try."""
+
+
 class Loop:
     """The loop's state: lanes that are ours, and how far it is. `Desk` for its source."""
 
@@ -126,6 +141,10 @@ class Loop:
         self._is_log = source.traits.shape == "log"
         self._pace = Pace(limits.rows, limits.seconds)
         self._epochs: dict[str, int] = {}
+        self._history: dict[Position, Attempts] = {}
+        """Of a log's partitions that are ours: what was known when they came."""
+        self._aside = ThreadPoolExecutor(1, "store") if self._is_log and sink.traits.aside else None
+        self._storing: Storing | None = None
         self._in_hand: frozenset[str] = frozenset()
         """Partitions of the micro-batch that is being worked on."""
         self._last = 0
@@ -141,30 +160,39 @@ class Loop:
         try:
             while not self._stop() and not self.is_idle():
                 self.step()
+            self._have_stored()
         finally:
             # What ended by an exception has not killed the process: it is no suspect.
             with contextlib.suppress(Unavailable):
                 self._ledger.end()
             self._source.close()
+            if self._aside is not None:
+                self._aside.shutdown()
             self._sink.close()
 
     # --- lanes ---------------------------------------------------------------------------------------
 
     def granted(self, lanes: Sequence[str]) -> Mapping[str, int | None]:
         """See `Desk.granted`."""
+        self._await_store()  # the sink does one thing at a time
         wanted = list(lanes) if self._is_log else [self._lane]
         claims = self._sink.claim(wanted, self._source.traits.ours_for)
         self._renewed = self._clock()
         for lane, claim in claims.items():
             self._epochs[lane] = claim.epoch
-            if self._is_log and claim.offset is not None:
-                self._ledger.forget_before(lane, claim.offset)
+            if self._is_log:
+                if claim.offset is not None:
+                    self._ledger.forget_before(lane, claim.offset)
+                self._history.update(self._ledger.history(lane))
         return {lane: claim.offset for lane, claim in claims.items()}
 
     def revoked(self, lanes: Sequence[str]) -> None:
-        """See `Desk.revoked`."""
+        """See `Desk.revoked`. What is being stored is, before anybody else has the lane: or the sink refuses it."""
+        self._await_store()
         for lane in lanes:
             self._epochs.pop(lane, None)
+        gone = set(lanes)
+        self._history = {p: known for p, known in self._history.items() if p.partition not in gone}
         lost = self._in_hand.intersection(lanes)
         if lost:
             raise Fenced(f"{self._source.name}: {', '.join(sorted(lost))} went to another while it was in work")
@@ -201,18 +229,17 @@ class Loop:
         """One poll, and everything that is to be done with what it gave; how many messages that was."""
         self._turn()
         self._gather()
-        messages = self._source.poll(self._pace.rows, self._limits.nbytes, POLL)
+        messages = self._source.poll(self._pace.rows, self._limits.nbytes, 0.0 if self._storing else POLL)
         if self._traced is not None:
             messages = self._traced.received(messages)
         self._last = len(messages)
         if not messages:
+            self._have_stored()
             self._rest()
             return 0
         known = self._known(messages)
         for portion in portions(messages, known):
             self._do(portion, known)
-            if self._traced is not None:
-                self._traced.over(portion)
             self._insist("the sink", self.renew)
         self._came = self._clock()
         self._look()
@@ -229,8 +256,12 @@ class Loop:
 
     def _known(self, messages: Sequence[Message]) -> dict[Position, Attempts]:
         """Those with a history. Where messages are acknowledged, one that was never given out before has none."""
-        asked = [m.position for m in messages if self._is_log or m.deliveries > 1]
-        found = dict(self._insist(_LEDGER, lambda: self._ledger.suspects(asked))) if asked else {}
+        if self._is_log:
+            history = self._history
+            found = {m.position: history[m.position] for m in messages if m.position in history} if history else {}
+        else:
+            asked = [m.position for m in messages if m.deliveries > 1]
+            found = dict(self._insist(_LEDGER, lambda: self._ledger.suspects(asked))) if asked else {}
         for message in messages:  # of a retry topic: tried under another position
             if message.attempt:
                 here = found.get(message.position, Attempts())
@@ -241,10 +272,12 @@ class Loop:
 
     def _do(self, portion: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
         began = self._clock()
-        self._in_hand = frozenset(message.position.partition for message in portion) if self._is_log else frozenset()
+        tried = [message for message in portion if message.position in known] if known else []
+        if tried:
+            self._have_stored()  # those with a history are alone with it
+        self._in_hand = self._partitions(portion)
         if (ready := self._work.ready) is not None:
             self._insist("the schema registry", lambda: ready(portion), renewing=True)
-        tried = [message for message in portion if message.position in known] if known else []
         spent = [message for message in tried if self._work.policy.spent(known[message.position])]
         if spent:
             self._give_up(spent, known)
@@ -253,7 +286,8 @@ class Loop:
                 self._beat(True)  # what was counted is not to be lost with us
             else:
                 self._insist(_LEDGER, lambda: self._note(portion))
-            self._insist(_LEDGER, lambda: self._ledger.begin([message.position for message in portion]))
+            work = portion if self._storing is None else [*self._storing.portion, *portion]
+            self._insist(_LEDGER, lambda: self._ledger.begin([message.position for message in work]))
             self._statistics.attempts.add(len(portion))
             self._score_and_store(portion, known)
             seconds = self._clock() - began
@@ -283,12 +317,36 @@ class Loop:
             scored = work.score(portion, tried)
         else:
             scored = self._traced.score(work.score, portion, tried)
+        self._have_stored()
         failed = [
             self._judge(portion[place], scored.ids[place], known, error)
             for place, error in sorted(scored.failed.items())
         ]
         self._settle_failures(failed)
-        self._finish(portion, self._results(portion, scored), known, failed)
+        results = self._results(portion, scored)
+        if self._aside is None or tried or failed or 2 * len(portion) < self._pace.rows:
+            self._finish(portion, results, known, failed)
+        else:  # there is more where this comes from
+            moves = self._moves(portion)
+            self._storing = Storing(portion, results, moves, self._aside.submit(self._sink.store, results, moves))
+
+    def _partitions(self, portion: Sequence[Message]) -> frozenset[str]:
+        return frozenset(message.position.partition for message in portion) if self._is_log else frozenset()
+
+    def _await_store(self) -> None:
+        """Until nobody uses the sink but us, whatever came of it; no more, since the source waits for its callback."""
+        if self._storing is not None:
+            wait([self._storing.first])
+
+    def _have_stored(self) -> None:
+        """The micro-batch that was being stored is, and is settled. Raises Fenced, Stopped."""
+        if self._storing is None:
+            return
+        (portion, results, moves, first), self._storing = self._storing, None
+        before = self._in_hand
+        self._in_hand = before | self._partitions(portion)
+        self._finish(portion, results, {}, moves=moves, first=first.result)
+        self._in_hand = before
 
     def _results(self, portion: Sequence[Message], scored: scoring.Scored | None) -> Results:
         outputs = tuple(self._work.outputs)
@@ -348,10 +406,12 @@ class Loop:
         results: Results,
         known: Mapping[Position, Attempts],
         failed: Sequence[Failed] = (),
+        moves: Sequence[Move] = (),
+        first: Callable[[], Stored] | None = None,
     ) -> None:
-        """Store, settle, forget."""
-        moves = self._moves(portion)
-        stored, refused = self._store(results, moves)
+        """Store, settle, forget. moves, first: of a first try elsewhere, and what came of it."""
+        moves = moves or self._moves(portion)
+        stored, refused = self._store(results, moves, first)
         if refused:
             self._settle_failures(
                 [self._judge(results.messages[row], results.ids[row], known, error) for row, error in refused]
@@ -371,11 +431,18 @@ class Loop:
         if over:
             self._insist(_LEDGER, self._ledger.end)  # first: what is over must not be found running
             self._insist(_LEDGER, lambda: self._ledger.forget(over))
+            for position in over:
+                self._history.pop(position, None)
+        if self._traced is not None:
+            self._traced.over(portion)
 
-    def _store(self, results: Results, moves: Sequence[Move]) -> tuple[Stored, list[tuple[int, Unwritable]]]:
-        """All rows but those that the sink can never hold, which are found by bisection."""
+    def _store(
+        self, results: Results, moves: Sequence[Move], first: Callable[[], Stored] | None
+    ) -> tuple[Stored, list[tuple[int, Unwritable]]]:
+        """All rows but those that the sink can never hold, which are found by bisection. first: try."""
+        tries = iter([first] if first is not None else [])
         try:
-            return self._insist("the sink", lambda: self._sink.store(results, moves)), []
+            return self._insist("the sink", lambda: next(tries, partial(self._sink.store, results, moves))()), []
         except Unwritable as error:
             if len(results.ids) == 1:
                 return Stored(0), [(0, error)]
@@ -404,15 +471,16 @@ class Loop:
 
         renewing: the sink is not what is away, and our claims there are kept
         """
-        wait = 1.0
+        pause = 1.0
         while True:
             try:
                 return do()
             except Unavailable as error:
                 self._statistics.sink_retries.add()
                 verb = "asked" if renewing else "written to"
-                log.warning("%s cannot be %s, again in %g s: %s", what, verb, wait, error)
-            end = self._clock() + wait
+                log.warning("%s cannot be %s, again in %g s: %s", what, verb, pause, error)
+                self._have_stored()  # it need not wait for this
+            end = self._clock() + pause
             while (left := end - self._clock()) > 0:
                 if self._stop():
                     raise Stopped(f"stopped while {what} was away; what was in work comes again")
@@ -422,7 +490,7 @@ class Loop:
                     self._beat(False)
                 self._source.hold(min(left, POLL))
                 self._look()  # what waits grows older meanwhile
-            wait = min(_LONGEST, wait * 2)
+            pause = min(_LONGEST, pause * 2)
 
     # --- between micro-batches -----------------------------------------------------------------------
 
@@ -448,7 +516,7 @@ class Loop:
 
     def is_idle(self) -> bool:
         """Whether nothing came for long enough, and nothing is left that would."""
-        if self._limits.idle is None or self._clock() - self._came < self._limits.idle:
+        if self._limits.idle is None or self._storing or self._clock() - self._came < self._limits.idle:
             return False
         self._looked = -_LOOK
         lags = self._look()

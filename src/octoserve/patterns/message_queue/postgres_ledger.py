@@ -7,7 +7,7 @@ server.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,15 @@ from octoserve.connectors.queues.protocol import Position
 from octoserve.control.postgres import Server
 from octoserve.core.clock import Clock
 from octoserve.core.errors import Unavailable
-from octoserve.patterns.message_queue.ledger import Attempts, convict, how_ended, pack, unpack
+from octoserve.patterns.message_queue.ledger import (
+    Attempts,
+    attempts_of,
+    convict,
+    how_ended,
+    in_partition,
+    pack,
+    unpack,
+)
 
 _LOCK = 0x6F63746F
 _SCHEMA = """
@@ -92,23 +100,40 @@ class PostgresLedger:
             if not any(unpack(packed) & wanted for packed in running):
                 return known
             with connection.transaction():
-                others = connection.execute(
-                    "select owner, positions from octoserve_running where source = %s and owner <> %s for update",
-                    (self._source, self._owner),
-                ).fetchall()
-                for owner, packed in others:
-                    ran = unpack(bytes(packed))
-                    caught = ran & wanted
-                    if caught:
-                        known, _ = self._look(connection, caught)
-                        self._write(
-                            connection, convict(caught, len(ran), known, how_ended(owner, self._ends), self._wall())
-                        )
-                        self._keep(connection, owner, ran - caught)
+                self._convict(connection, wanted.intersection)
                 return self._look(connection, wanted)[0]
 
         found: Mapping[Position, Attempts] = self._do(look)
         return found
+
+    def history(self, partition: str) -> Mapping[Position, Attempts]:
+        """See `Ledger.history`."""
+
+        def look(connection: Any) -> Mapping[Position, Attempts]:
+            with connection.transaction():
+                self._convict(connection, lambda ran: in_partition(ran, partition))
+                rows = connection.execute(
+                    'select "offset", attempts from octoserve_attempt where source = %s and partition = %s',
+                    (self._source, partition),
+                ).fetchall()
+            return {Position(partition, offset): attempts_of(bytes(packed)) for offset, packed in rows}
+
+        found: Mapping[Position, Attempts] = self._do(look)
+        return found
+
+    def _convict(self, connection: Any, caught_of: Callable[[set[Position]], set[Position]]) -> None:
+        """Those that another has left running."""
+        others = connection.execute(
+            "select owner, positions from octoserve_running where source = %s and owner <> %s for update",
+            (self._source, self._owner),
+        ).fetchall()
+        for owner, packed in others:
+            ran = unpack(bytes(packed))
+            caught = caught_of(ran)
+            if caught:
+                known, _ = self._look(connection, caught)
+                self._write(connection, convict(caught, len(ran), known, how_ended(owner, self._ends), self._wall()))
+                self._keep(connection, owner, ran - caught)
 
     def _keep(self, connection: Any, owner: str, left: set[Position]) -> None:
         if left:
@@ -144,7 +169,7 @@ class PostgresLedger:
             if partition is None:
                 running.append(bytes(packed))
             elif (position := Position(partition, offset)) in wanted:
-                known[position] = msgspec.msgpack.decode(bytes(packed), type=Attempts)
+                known[position] = attempts_of(bytes(packed))
         return known, running
 
     def _write(self, connection: Any, attempts: Mapping[Position, Attempts]) -> None:
