@@ -43,7 +43,7 @@ def put_model(repository: Path, version: int = 1, above: float = LIMIT, name: st
 def rows(start: int, count: int, bad: tuple[int, ...] = ()) -> pa.Table:
     """id, a, b; the rows of `bad` are such that the model fails."""
     ids = np.arange(start, start + count)
-    a = (ids * 0.5).astype(np.float32)
+    a = (ids % 1_000_000 * 0.5).astype(np.float32)  # below LIMIT, however many they are
     a[np.isin(ids, bad)] = 2 * LIMIT
     return pa.table({"id": ids, "a": a, "b": (ids % 7).astype(np.float32), "name": [f"n{i}" for i in ids]})
 
