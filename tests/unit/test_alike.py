@@ -94,6 +94,23 @@ def test_predict_requests_in_any_order_mean_what_they_mean_alone(came: list[Any]
             assert outcome_of_predict(tensorflow_serving_grpc.decode_predict, each) == alone
 
 
+@pytest.mark.parametrize("dtype", [6, 4, 10], ids=["int8", "uint8", "bool"])
+def test_small_numbers_that_look_like_bytes_are_read_one_by_one(dtype: int) -> None:
+    def request(*values: int) -> bytes:
+        made = Predict()
+        made.model_spec.name = "m"
+        tensor = made.inputs["x"]
+        tensor.dtype = dtype
+        tensor.tensor_shape.dim.add(size=10)
+        (tensor.bool_val if dtype == 10 else tensor.int_val).extend(values)
+        return bytes(made.SerializeToString())
+
+    ones = request(*[1] * 10)
+    for data in (ones, request(-1) if dtype == 6 else request(*[1] * 9), ones[:-1] + b"\x81", ones):
+        alone = outcome_of_predict(tensorflow_serving_grpc._decoded, data)
+        assert outcome_of_predict(tensorflow_serving_grpc.decode_predict, data) == alone
+
+
 def test_a_beginning_that_was_seen_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (np.arange(i, i + 4, dtype=np.float32).tobytes() for i in (0, 9))
     open_inference_grpc.decode_request(infer(first))

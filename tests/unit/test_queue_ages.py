@@ -27,6 +27,26 @@ def test_the_oldest_is_in_work_or_has_come_or_is_no_older_than_what_is_done() ->
     assert ages.oldest(LANE, 3, None) == 91, "what has not come is younger than what is done"
 
 
+def test_two_in_work_and_one_half_done() -> None:
+    ages = Ages(FakeClock(100.0))
+    first, second, third, fourth = published(10, 11, 20, 30)
+    ages.in_work([first, second])
+    ages.in_work([third, fourth])
+    assert ages.oldest(LANE, 4, None) == 10
+    ages.done(first)
+    assert ages.oldest(LANE, 3, None) == 10, "at most so old"
+    ages.done(second)
+    assert ages.oldest(LANE, 2, None) == 20
+    ages.done(fourth)
+    assert ages.oldest(LANE, 1, None) == 30
+
+
+def test_a_broker_that_keeps_no_times_makes_nobody_old() -> None:
+    ages = Ages(FakeClock(100.0))
+    ages.in_work(published(-0.001))
+    assert ages.oldest(LANE, 1, None) is None
+
+
 def test_what_comes_after_a_quiet_hour_is_young() -> None:
     wall = FakeClock(100.0)
     ages = Ages(wall)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +32,7 @@ from octoserve.core.signature import Signature, TensorSpec
 from octoserve.core.tensors import Tensor
 from octoserve.core.trace_context import Tracing
 from octoserve.dataplane.table import ScoredTable
-from octoserve.patterns.message_queue.ledger import ENDED, SqliteLedger
+from octoserve.patterns.message_queue.ledger import ENDED, Attempts, SqliteLedger
 from octoserve.patterns.message_queue.loop import Limits, Loop, Stopped, Work, portions
 from octoserve.patterns.message_queue.outcome import Policy
 from octoserve.patterns.message_queue.scoring import score
@@ -85,12 +86,12 @@ class Bench:
         self.limits = Limits(**{"rows": 100, "nbytes": 1 << 20, "seconds": 1.0, "idle": None, **limits})
         self.loop = self.another("a")
 
-    def another(self, owner: str) -> Loop:
+    def another(self, owner: str, attempts: int = 3) -> Loop:
         """What the next process has."""
         self.ledger = SqliteLedger(self.tmp_path, self.source.name, owner, wall=self.wall)
         decode, outputs = JsonRows(SIGNATURE).decode, SIGNATURE.outputs
         work = Work(
-            self.scorer, decode, outputs, Policy(3, 1.0),
+            self.scorer, decode, outputs, Policy(attempts, 1.0),
             lambda messages, tried: score(self.scorer, decode, outputs, messages, nullcontext),
         )  # fmt: skip
         return Loop(
@@ -482,13 +483,51 @@ def test_a_row_that_the_sink_can_never_hold_is_found_afterwards(tmp_path):
 
 def test_a_lane_goes_to_another_only_when_nothing_of_it_is_being_stored(tmp_path):
     bench, sink = aside(tmp_path, 4)
-    went = in_thread(lambda: bench.loop.revoked(["p"]))
+    went = in_thread(partial(bench.loop.revoked, ["p"]))
     time.sleep(0.05)
     assert went.is_alive()
     sink.may.set()
     went.join(60)
     assert set(sink.rows) == {"m0", "m1"}
     assert sink.lanes["p"].offset == 2
+
+
+def test_a_lane_that_went_before_it_could_be_stored_is_given_up(tmp_path):
+    bench, sink = aside(tmp_path, 4)
+    sink.fail = [Unavailable("away")]
+    sink.may.set()
+    with pytest.raises(Fenced, match="was not stored"):
+        bench.loop.revoked(["p"])
+
+
+def test_who_turns_to_another_version_has_stored_what_the_last_one_scored(tmp_path):
+    bench, sink = aside(tmp_path, 4)
+    seen: list[int] = []
+    bench.loop._turns, bench.loop._turn = lambda: True, lambda: seen.append(len(sink.rows))
+    sink.may.set()
+    bench.loop.step()
+    assert seen == [2]
+
+
+def test_a_last_attempt_is_stored_before_anything_else_runs(tmp_path):
+    bench = Bench(tmp_path, some(4), "log", aside=True, rows=2)
+    bench.loop = bench.another("b", attempts=1)
+    bench.begun().step()
+    assert set(bench.sink.rows) == {"m0", "m1"}
+
+
+def test_what_is_known_of_a_partition_is_read_when_its_first_message_comes(tmp_path):
+    bench = Bench(tmp_path, [message(i, id=f"m{i}", partition="p") for i in range(5, 9)], "log", rows=2)
+    bench.ledger.failed({Position("p", i): Attempts(2) for i in (3, 6)})
+    bench.ledger.begin([Position("p", 4), Position("p", 8)])
+    bench.loop = bench.another("b")
+    loop = bench.begun()
+    assert loop._history == {}
+    loop.step()
+    assert {p.offset: known.count for p, known in loop._history.items()} == {8: 1}, "3 and 4 are done, and now 6"
+    loop.step()
+    assert loop._history == {}
+    assert len(bench.sink.rows) == 4
 
 
 @given(

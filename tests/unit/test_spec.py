@@ -61,6 +61,10 @@ def test_tables_of_a_job_are_taken_from_the_files_folder(tmp_path):
     jobs = str(tmp_path / "jobs")
     assert said("out", "a.csv, b/*.csv") == (f"{jobs}/out", [f"{jobs}/a.csv", f"{jobs}/b/*.csv"])
     assert said("delta:t?version=3", ["/data/a.csv"]) == (f"delta:{jobs}/t?version=3", ["/data/a.csv"])
+    odd = tmp_path / "exp[1]"
+    odd.mkdir()
+    (odd / "o.yaml").write_text(json.dumps({"repository": ".", "batch": {"source": "*.csv, a.csv"}}))
+    assert spec.load({}, {}, odd / "o.yaml").batch.source == [f"{tmp_path}/exp[[]1]/*.csv", f"{odd}/a.csv"]
     for elsewhere in ("iceberg:cat/ns.t", "delta:s3://b/t", "s3://b/out", "postgresql://h/db?query=select 1, 2"):
         assert said(elsewhere, elsewhere) == (elsewhere, [elsewhere])
 

@@ -50,6 +50,8 @@ def asked(flags: Mapping[str, Any], repository: str | None, spec: str | None, *,
         given["source"] = [path for word in given["source"] for path in split_words(word)]
     section = values.get("batch") or {}
     if isinstance(section, dict):
+        if resume:  # the job's own stays, unless somebody says another now
+            section = {name: value for name, value in section.items() if name != "error_budget"}
         values["batch"] = {**section, **given}
     try:
         checked = settings.check(values, {"batch": f"{spec}: batch" if spec else "batch"}, spec or "")

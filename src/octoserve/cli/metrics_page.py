@@ -19,6 +19,8 @@ class MetricsServer:
         """Raises SettingsError if the port cannot be had."""
 
         class Page(BaseHTTPRequestHandler):
+            timeout = 10  # seconds for a request to come
+
             def do_GET(self) -> None:
                 known = self.path.split("?")[0] == "/metrics"
                 body = render((), families()) if known else b"metrics are at /metrics\n"
@@ -30,6 +32,9 @@ class MetricsServer:
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
+
+        if not host:
+            raise SettingsError("metrics_host: an address is wanted, such as 127.0.0.1, or 0.0.0.0 for all; none came")
 
         class Server(ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -92,12 +92,14 @@ def parsed(kind: str, data: bytes) -> Any:
 # --- Predict -------------------------------------------------------------------------------------------------
 
 
+_READ = ("BYTES", "BOOL", "INT8", "UINT8")
+"""What is read element by element, although its bytes may look like the tensor's: small varints do."""
 Predict = tuple[Asked, list[Tensor], list[str] | None]
 
 
 def _only_content(data: bytes) -> bytes | None:
     _, tensors, _ = _decoded(data, len(data))
-    return None if len(tensors) != 1 or tensors[0].datatype == "BYTES" else bytes(tensors[0].raw or b"")
+    return None if len(tensors) != 1 or tensors[0].datatype in _READ else bytes(tensors[0].raw or b"")
 
 
 _alike: Alike[Predict] = Alike(_only_content)
@@ -114,7 +116,7 @@ def decode_predict(data: bytes, most: int) -> Predict:
         (asked, (only,), wanted), raw = found
         return asked, [Tensor(only.name, only.datatype, only.shape, raw)], wanted
     said = asked, tensors, wanted = _decoded(data, most)
-    if len(tensors) == 1 and tensors[0].datatype != "BYTES":
+    if len(tensors) == 1 and tensors[0].datatype not in _READ:
         only = tensors[0]
         _alike.learn(data, (asked, [Tensor(only.name, only.datatype, only.shape)], wanted), bytes(only.raw or b""))
     return said

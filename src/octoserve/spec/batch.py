@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,8 @@ def table_from(folder: Path, where: str) -> str:
     if "://" in where or where.startswith("iceberg:"):
         return where
     mark = "delta:" if where.startswith("delta:") else ""
-    return f"{mark}{folder / where.removeprefix(mark)}"
+    whole = any(letter in where for letter in "*?[")
+    return f"{mark}{Path(glob.escape(str(folder)) if whole else folder) / where.removeprefix(mark)}"
 
 
 def parse_budget(value: Any) -> Any:

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from octoserve.connectors.queues.protocol import Message
 
 
 class Ages:
-    """Of the partitions of one consumer. Times are Unix seconds."""
+    """Of the partitions of one consumer. Times are Unix seconds; a broker may be told to keep none."""
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
-        self._first: dict[str, float] = {}
-        """When the first message in work was published."""
+        self._working: dict[str, deque[tuple[int, float]]] = {}
+        """Of what was handed out together: the last offset, and when the first one was published."""
         self._done: dict[str, float] = {}
         """When the last one that is done was."""
         self._empty: dict[str, float] = {}
         """When nothing was left, the last time that we saw it so."""
 
     def in_work(self, messages: Iterable[Message]) -> None:
-        """They are handed out, in order."""
-        first = self._first
+        """They are handed out, together and in order."""
+        first: dict[str, float] = {}
+        last: dict[str, int] = {}
         for message in messages:
-            lane = message.position.partition
-            if lane not in first and message.published:  # a broker may be told to keep no times
+            lane, offset = message.position
+            last[lane] = offset
+            if lane not in first:
                 first[lane] = message.published
+        for lane, offset in last.items():
+            self._working.setdefault(lane, deque()).append((offset, first[lane]))
 
     def done(self, last: Message) -> None:
         """It is, and with it all that came before it in its partition."""
-        lane = last.position.partition
-        self._first.pop(lane, None)
-        self._done[lane] = last.published
+        lane, offset = last.position
+        working = self._working.get(lane)
+        while working and working[0][0] <= offset:
+            working.popleft()
+        if last.published > 0:
+            self._done[lane] = last.published
+            if working and working[0][1] < last.published:  # some of those are done
+                working[0] = (working[0][0], last.published)
 
     def gone(self, lane: str) -> None:
         """The partition is another's."""
-        for known in (self._first, self._done, self._empty):
+        for known in (self._working, self._done, self._empty):
             known.pop(lane, None)
 
     def oldest(self, lane: str, behind: int, next_one: Message | None) -> float | None:
@@ -47,9 +57,10 @@ class Ages:
         if not behind:
             self._empty[lane] = self._wall()
             return None
-        known = [self._first[lane]] if lane in self._first else []
+        known = [published for _, published in self._working.get(lane, ())]
         if next_one is not None:
             known.append(next_one.published)
+        known = [published for published in known if published > 0]
         if known:
             return min(known)
         bounds = [each[lane] for each in (self._done, self._empty) if lane in each]

@@ -260,8 +260,12 @@ class Wire:
             log.warning("%s: %s; trying again", self.where.label, text_of(error))
 
     def wrong(self, client: Any, error: Any) -> OctoserveError:
-        """What a failed request of a client means: what the client says of its connections says more."""
-        client.poll(0)
+        """What a failed request of a client means: what the client says of its connections says more.
+
+        A consumer is not polled for that: it would give a message, to nobody.
+        """
+        if not hasattr(client, "consume"):
+            client.poll(0)
         last, code = self._last, self.kafka.KafkaError
         if error.code() in (code._TRANSPORT, code._TIMED_OUT, code._ALL_BROKERS_DOWN) and last is not None:
             error = last

@@ -180,6 +180,11 @@ class Crew:
         """What the service says now. May be called by any thread; it is carried out by `turn`."""
         self._inbox = route
 
+    def turns(self) -> bool:
+        """Whether `turn` has anything to take up."""
+        news = self._inbox is not None and self._inbox is not self.route
+        return news or bool(self._to_load) or not self._loads.empty()
+
     def turn(self) -> bool:
         """Between two micro-batches: take up what has loaded and what was heard; whether there is something to tell."""
         news = False

@@ -113,6 +113,7 @@ class Loop:
         lane: str,
         stop: Callable[[], bool] = lambda: False,
         beat: Callable[[bool], None] = lambda now: None,
+        turns: Callable[[], bool] = lambda: False,
         turn: Callable[[], None] = lambda: None,
         note: Callable[[Sequence[Message]], None] = lambda messages: None,
         traced: Traced | None = None,
@@ -121,6 +122,7 @@ class Loop:
     ) -> None:
         """lane: what we are called in the sink, where the source has no partitions; of this process alone
         beat: called every now and then, whatever else takes its time; with True before what may end the process
+        turns: whether `turn` will change anything: nothing is being stored then
         turn: called between two micro-batches, when nothing is in hand
         note: told of messages that are about to be scored for the first time; raises Unavailable to be told again
         """
@@ -133,6 +135,7 @@ class Loop:
         self._lane = lane
         self._stop = stop
         self._beat = beat
+        self._turns = turns
         self._turn = turn
         self._note = note
         self._traced = traced
@@ -142,8 +145,12 @@ class Loop:
         self._pace = Pace(limits.rows, limits.seconds)
         self._epochs: dict[str, int] = {}
         self._history: dict[Position, Attempts] = {}
-        """Of a log's partitions that are ours: what was known when they came."""
-        self._aside = ThreadPoolExecutor(1, "store") if self._is_log and sink.traits.aside else None
+        """Of a log's partitions that are ours: what was known when their first message came."""
+        self._unread: set[str] = set()
+        """Partitions of which none has come yet."""
+        # Whose last attempt it is may not be a suspect for what another does.
+        can = self._is_log and sink.traits.aside and work.policy.max_attempts > 1
+        self._aside = ThreadPoolExecutor(1, "store") if can else None
         self._storing: Storing | None = None
         self._in_hand: frozenset[str] = frozenset()
         """Partitions of the micro-batch that is being worked on."""
@@ -181,9 +188,7 @@ class Loop:
         for lane, claim in claims.items():
             self._epochs[lane] = claim.epoch
             if self._is_log:
-                if claim.offset is not None:
-                    self._ledger.forget_before(lane, claim.offset)
-                self._history.update(self._ledger.history(lane))
+                self._unread.add(lane)
         return {lane: claim.offset for lane, claim in claims.items()}
 
     def revoked(self, lanes: Sequence[str]) -> None:
@@ -192,7 +197,11 @@ class Loop:
         for lane in lanes:
             self._epochs.pop(lane, None)
         gone = set(lanes)
+        self._unread -= gone
         self._history = {p: known for p, known in self._history.items() if p.partition not in gone}
+        storing = self._storing
+        if storing is not None and storing.first.exception() and gone & self._partitions(storing.portion):
+            raise Fenced(f"{self._source.name}: {', '.join(sorted(gone))} went to another, and was not stored")
         lost = self._in_hand.intersection(lanes)
         if lost:
             raise Fenced(f"{self._source.name}: {', '.join(sorted(lost))} went to another while it was in work")
@@ -227,6 +236,8 @@ class Loop:
 
     def step(self) -> int:
         """One poll, and everything that is to be done with what it gave; how many messages that was."""
+        if self._turns():
+            self._have_stored()  # by whoever scored it
         self._turn()
         self._gather()
         messages = self._source.poll(self._pace.rows, self._limits.nbytes, 0.0 if self._storing else POLL)
@@ -237,10 +248,12 @@ class Loop:
             self._have_stored()
             self._rest()
             return 0
+        self._in_hand = self._partitions(messages)
         known = self._known(messages)
         for portion in portions(messages, known):
             self._do(portion, known)
             self._insist("the sink", self.renew)
+        self._in_hand = frozenset()
         self._came = self._clock()
         self._look()
         return len(messages)
@@ -257,6 +270,8 @@ class Loop:
     def _known(self, messages: Sequence[Message]) -> dict[Position, Attempts]:
         """Those with a history. Where messages are acknowledged, one that was never given out before has none."""
         if self._is_log:
+            if self._unread:
+                self._read_history(messages)
             history = self._history
             found = {m.position: history[m.position] for m in messages if m.position in history} if history else {}
         else:
@@ -270,12 +285,22 @@ class Loop:
                     found[message.position] = Attempts(count, (*message.history, *here.history))
         return found
 
+    def _read_history(self, messages: Sequence[Message]) -> None:
+        """Of partitions that came since. All below their first message has been done."""
+        first: dict[str, int] = {}
+        for message in messages:
+            if message.position.partition in self._unread:
+                first.setdefault(message.position.partition, message.position.offset)
+        for lane, offset in first.items():
+            self._insist(_LEDGER, partial(self._ledger.forget_before, lane, offset))
+            self._history.update(self._insist(_LEDGER, partial(self._ledger.history, lane)))
+            self._unread.discard(lane)
+
     def _do(self, portion: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
-        began = self._clock()
         tried = [message for message in portion if message.position in known] if known else []
-        if tried:
+        if tried or (self._storing is not None and self._storing.first.done()):
             self._have_stored()  # those with a history are alone with it
-        self._in_hand = self._partitions(portion)
+        began = self._clock()
         if (ready := self._work.ready) is not None:
             self._insist("the schema registry", lambda: ready(portion), renewing=True)
         spent = [message for message in tried if self._work.policy.spent(known[message.position])]
@@ -294,7 +319,6 @@ class Loop:
             self._pace.took(len(portion), seconds)
             self._statistics.rows.observe(len(portion))
             self._statistics.batch_seconds.observe(seconds)
-        self._in_hand = frozenset()
 
     def _give_up(self, messages: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
         """They have had their attempts, and killed their process the last time: they are not run again."""
@@ -489,7 +513,8 @@ class Loop:
                 else:
                     self._beat(False)
                 self._source.hold(min(left, POLL))
-                self._look()  # what waits grows older meanwhile
+                if not renewing:
+                    self._look()  # what waits grows older meanwhile
             pause = min(_LONGEST, pause * 2)
 
     # --- between micro-batches -----------------------------------------------------------------------

@@ -124,7 +124,8 @@ class PostgresLedger:
     def _convict(self, connection: Any, caught_of: Callable[[set[Position]], set[Position]]) -> None:
         """Those that another has left running."""
         others = connection.execute(
-            "select owner, positions from octoserve_running where source = %s and owner <> %s for update",
+            "select owner, positions from octoserve_running where source = %s and owner <> %s "
+            "order by owner for update",
             (self._source, self._owner),
         ).fetchall()
         for owner, packed in others:
@@ -211,7 +212,8 @@ class PostgresLedger:
                     (self._source, partition, offset),
                 )
                 rows = connection.execute(
-                    "select owner, positions from octoserve_running where source = %s for update", (self._source,)
+                    "select owner, positions from octoserve_running where source = %s order by owner for update",
+                    (self._source,),
                 ).fetchall()
                 for owner, packed in rows:
                     ran = unpack(bytes(packed))

@@ -255,6 +255,7 @@ def make_loop(
     limits = Limits(settings.batch_rows, settings.batch_bytes, settings.batch_seconds, settings.until_idle)
     return Loop(
         source, sink, ledger, work, limits, statistics, lane=owner, stop=stop.is_set, beat=beat,
+        turns=crew.turns if follows else lambda: False,
         turn=turn if follows else lambda: None,
         note=lambda messages: cutovers.note(messages, crew.scored_by()),
         traced=traced,
