@@ -41,6 +41,15 @@ def test_two_in_work_and_one_half_done() -> None:
     assert ages.oldest(LANE, 1, None) == 30
 
 
+def test_times_need_not_rise() -> None:
+    ages = Ages(FakeClock(100.0))
+    first, second, third = published(10, 90, 50)
+    ages.in_work([first, second])
+    ages.in_work([third])
+    ages.done(second)
+    assert ages.oldest(LANE, 1, None) == 50
+
+
 def test_a_broker_that_keeps_no_times_makes_nobody_old() -> None:
     ages = Ages(FakeClock(100.0))
     ages.in_work(published(-0.001))

@@ -516,15 +516,16 @@ def test_a_last_attempt_is_stored_before_anything_else_runs(tmp_path):
     assert set(bench.sink.rows) == {"m0", "m1"}
 
 
-def test_what_is_known_of_a_partition_is_read_when_its_first_message_comes(tmp_path):
+def test_what_is_known_below_a_partitions_first_message_is_forgotten(tmp_path):
     bench = Bench(tmp_path, [message(i, id=f"m{i}", partition="p") for i in range(5, 9)], "log", rows=2)
     bench.ledger.failed({Position("p", i): Attempts(2) for i in (3, 6)})
     bench.ledger.begin([Position("p", 4), Position("p", 8)])
     bench.loop = bench.another("b")
     loop = bench.begun()
-    assert loop._history == {}
+    assert {p.offset: known.count for p, known in loop._history.items()} == {3: 2, 4: 1, 6: 2, 8: 1}
     loop.step()
     assert {p.offset: known.count for p, known in loop._history.items()} == {8: 1}, "3 and 4 are done, and now 6"
+    assert {p.offset for p in bench.ledger.history("p")} == {8}
     loop.step()
     assert loop._history == {}
     assert len(bench.sink.rows) == 4

@@ -397,7 +397,7 @@ def _tables_from_folder_of(path: Path, section: dict[str, Any]) -> None:
     if isinstance(source, str):
         source = split_words(source)
     if isinstance(source, list):
-        section["source"] = [table_from(path.parent, each) if isinstance(each, str) else each for each in source]
+        section["source"] = [table_from(path.parent, each, True) if isinstance(each, str) else each for each in source]
 
 
 def _security_from_folder_of(path: Path, section: Any) -> None:

@@ -21,13 +21,18 @@ def split_words(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def table_from(folder: Path, where: str) -> str:
-    """A table that stands in a settings file in `folder`: its path is taken from there, an address as it is."""
+def table_from(folder: Path, where: str, pattern: bool = False) -> str:
+    """A table that stands in a settings file in `folder`: its path is taken from there, an address as it is.
+
+    pattern: whether it may match several files
+    """
     if "://" in where or where.startswith("iceberg:"):
         return where
-    mark = "delta:" if where.startswith("delta:") else ""
-    whole = any(letter in where for letter in "*?[")
-    return f"{mark}{Path(glob.escape(str(folder)) if whole else folder) / where.removeprefix(mark)}"
+    if where.startswith("delta:"):
+        return f"delta:{folder / where.removeprefix('delta:')}"
+    if pattern and any(letter in where for letter in "*?[") and not (folder / where).exists():
+        folder = Path(glob.escape(str(folder)))
+    return str(folder / where)
 
 
 def parse_budget(value: Any) -> Any:

@@ -13,8 +13,8 @@ class Ages:
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
-        self._working: dict[str, deque[tuple[int, float]]] = {}
-        """Of what was handed out together: the last offset, and when the first one was published."""
+        self._working: dict[str, deque[tuple[int, int, float]]] = {}
+        """Of what was handed out together: the first and last offset, and when the first one was published."""
         self._done: dict[str, float] = {}
         """When the last one that is done was."""
         self._empty: dict[str, float] = {}
@@ -22,26 +22,27 @@ class Ages:
 
     def in_work(self, messages: Iterable[Message]) -> None:
         """They are handed out, together and in order."""
-        first: dict[str, float] = {}
+        first: dict[str, Message] = {}
         last: dict[str, int] = {}
         for message in messages:
             lane, offset = message.position
             last[lane] = offset
             if lane not in first:
-                first[lane] = message.published
+                first[lane] = message
         for lane, offset in last.items():
-            self._working.setdefault(lane, deque()).append((offset, first[lane]))
+            one = first[lane]
+            self._working.setdefault(lane, deque()).append((one.position.offset, offset, one.published))
 
     def done(self, last: Message) -> None:
         """It is, and with it all that came before it in its partition."""
         lane, offset = last.position
         working = self._working.get(lane)
-        while working and working[0][0] <= offset:
+        while working and working[0][1] <= offset:
             working.popleft()
         if last.published > 0:
             self._done[lane] = last.published
-            if working and working[0][1] < last.published:  # some of those are done
-                working[0] = (working[0][0], last.published)
+            if working and working[0][0] <= offset:  # some of those are done
+                working[0] = (offset, working[0][1], max(working[0][2], last.published))
 
     def gone(self, lane: str) -> None:
         """The partition is another's."""
@@ -57,7 +58,7 @@ class Ages:
         if not behind:
             self._empty[lane] = self._wall()
             return None
-        known = [published for _, published in self._working.get(lane, ())]
+        known = [published for _, _, published in self._working.get(lane, ())]
         if next_one is not None:
             known.append(next_one.published)
         known = [published for published in known if published > 0]

@@ -96,7 +96,7 @@ class Crew:
         self._loader = LoaderThread()
         self._to_load: set[int] = set()
         """To be loaded from the next turn on: that it is, is told before, since it may be the end of the process."""
-        self._inbox = self.route = route
+        self._inbox = self._looked_at = self.route = route
         self._behind = ""
         given = route.plan if route is not None else settings.plan
         first = self._load(settings.version if given is None else given.stable)
@@ -182,8 +182,7 @@ class Crew:
 
     def turns(self) -> bool:
         """Whether `turn` has anything to take up."""
-        news = self._inbox is not None and self._inbox is not self.route
-        return news or bool(self._to_load) or not self._loads.empty()
+        return self._inbox is not self._looked_at or bool(self._to_load) or not self._loads.empty()
 
     def turn(self) -> bool:
         """Between two micro-batches: take up what has loaded and what was heard; whether there is something to tell."""
@@ -200,7 +199,7 @@ class Crew:
                 self._publish(loaded)
             except OctoserveError as error:
                 self._failed(number, error)
-        route = self._inbox
+        route = self._looked_at = self._inbox
         if route is None or route.plan is None:
             return news
         for number in sorted(set(route.keep) | route.plan.versions()):

@@ -145,7 +145,7 @@ class Loop:
         self._pace = Pace(limits.rows, limits.seconds)
         self._epochs: dict[str, int] = {}
         self._history: dict[Position, Attempts] = {}
-        """Of a log's partitions that are ours: what was known when their first message came."""
+        """Of a log's partitions that are ours: what was known when they came."""
         self._unread: set[str] = set()
         """Partitions of which none has come yet."""
         # Whose last attempt it is may not be a suspect for what another does.
@@ -188,6 +188,9 @@ class Loop:
         for lane, claim in claims.items():
             self._epochs[lane] = claim.epoch
             if self._is_log:
+                if claim.offset is not None:
+                    self._ledger.forget_before(lane, claim.offset)
+                self._history.update(self._ledger.history(lane))
                 self._unread.add(lane)
         return {lane: claim.offset for lane, claim in claims.items()}
 
@@ -270,8 +273,8 @@ class Loop:
     def _known(self, messages: Sequence[Message]) -> dict[Position, Attempts]:
         """Those with a history. Where messages are acknowledged, one that was never given out before has none."""
         if self._is_log:
-            if self._unread:
-                self._read_history(messages)
+            if new := self._in_hand & self._unread:
+                self._forget_done(messages, new)
             history = self._history
             found = {m.position: history[m.position] for m in messages if m.position in history} if history else {}
         else:
@@ -285,15 +288,18 @@ class Loop:
                     found[message.position] = Attempts(count, (*message.history, *here.history))
         return found
 
-    def _read_history(self, messages: Sequence[Message]) -> None:
-        """Of partitions that came since. All below their first message has been done."""
+    def _forget_done(self, messages: Sequence[Message], lanes: frozenset[str]) -> None:
+        """Of partitions whose first message has come: all below it has been done, whoever had it running last."""
         first: dict[str, int] = {}
         for message in messages:
-            if message.position.partition in self._unread:
+            if message.position.partition in lanes:
                 first.setdefault(message.position.partition, message.position.offset)
         for lane, offset in first.items():
-            self._insist(_LEDGER, partial(self._ledger.forget_before, lane, offset))
-            self._history.update(self._insist(_LEDGER, partial(self._ledger.history, lane)))
+            done = [p for p in self._history if p.partition == lane and p.offset < offset]
+            if done:
+                self._insist(_LEDGER, partial(self._ledger.forget_before, lane, offset))
+            for position in done:
+                self._history.pop(position, None)
             self._unread.discard(lane)
 
     def _do(self, portion: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
@@ -513,7 +519,7 @@ class Loop:
                 else:
                     self._beat(False)
                 self._source.hold(min(left, POLL))
-                if not renewing:
+                if self._is_log or not renewing:  # to ask may take longer than a claim holds
                     self._look()  # what waits grows older meanwhile
             pause = min(_LONGEST, pause * 2)
 
