@@ -9,6 +9,7 @@ import pytest
 
 from octoserve.app import queue_kinds
 from octoserve.cli.queue_screen import without_secrets
+from octoserve.cli.queue_settings import asked
 from octoserve.connectors.queues import nats_server
 from octoserve.connectors.queues.address import parse
 from octoserve.connectors.queues.nats_wire import Where, Wire, where_of
@@ -52,6 +53,14 @@ def test_what_is_no_address_is_said(text: str, why: str):
         parse(text, "source")
     with pytest.raises(SettingsError, match=f"^async.store: .*{why}"):
         parse(text, "async.store")
+
+
+def test_consumers_of_requests_may_read_what_the_service_allows(tmp_path: Path):
+    file = tmp_path / "octoserve.yaml"
+    file.write_text("repository: models\nasync: {inputs: [s3://b/in/], max_input: 1MB}\n")
+    flags = {"model": "m", "source": "embedded:async-m", "sink": "sqlite:///x.db?table=t", "payload": "requests"}
+    _, told = asked(flags, None, str(file))
+    assert (told.inputs, told.max_input) == (("s3://b/in/",), 1 << 20)
 
 
 @pytest.mark.parametrize("text", ["nats://h", "nats://h/a.b", "nats://h/s?durable=a b", "nats://h/s?stream=x"])

@@ -143,6 +143,19 @@ def test_a_worker_whose_candidate_is_broken_begins_with_the_trusted_version(benc
     assert crew.models.plane.plan(M) == RoutePlan.to(M, 1, 1)
 
 
+def test_a_turn_that_changes_something_is_told_before(bench: Bench):
+    crew = bench.crew(Route(plan=RoutePlan.to(M, 1, 1)))
+    assert not crew.turns()
+    crew.hear(following(canary(3000), 4, 1, 2))
+    assert crew.turns()
+    bench.settled(crew, 2, ABSENT)
+    assert not crew.turns(), "a route that was looked at is no news, though it cannot be carried out yet"
+    bench.publish(2)
+    bench.clock.pass_(2.0)
+    until(lambda: crew.turn() and crew.followed("").record == 4, 60)
+    assert not crew.turns()
+
+
 def test_the_same_plan_of_a_newer_record_is_only_noted(bench: Bench):
     crew = bench.crew(following(canary(0), 3, 1))
     crew.hear(following(canary(0), 4, 1))

@@ -10,7 +10,7 @@ import pytest
 from octoserve.connectors.queues.address import parse
 from octoserve.connectors.queues.kafka import PARAMETERS, kafka_source
 from octoserve.connectors.queues.kafka_wire import PRODUCER, Outbox, Record, Where, Wire, lane_of, topic_of, where_of
-from octoserve.core.errors import SettingsError
+from octoserve.core.errors import SettingsError, Unavailable
 
 
 def where(text: str) -> Where:
@@ -35,6 +35,16 @@ def test_who_we_are_may_stand_in_the_address_and_is_shown_nowhere():
     assert found.settings["sasl.mechanisms"] == "SCRAM-SHA-512"
     assert found.settings["security.protocol"] == "SASL_SSL"
     assert "word" not in repr(found) + found.label
+
+
+def test_who_asks_what_is_wrong_takes_no_message():
+    polled: list[str] = []
+    wire, error = Wire(where("kafka://h/orders")), SimpleNamespace(code=lambda: 1, str=lambda: "odd")
+    consumer = SimpleNamespace(poll=lambda timeout: polled.append("consumer"), consume=None)
+    producer = SimpleNamespace(poll=lambda timeout: polled.append("producer"))
+    assert isinstance(wire.wrong(consumer, error), Unavailable)
+    assert isinstance(wire.wrong(producer, error), Unavailable)
+    assert polled == ["producer"]
 
 
 def test_settings_come_from_a_file(tmp_path: Path):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -53,7 +51,7 @@ class Scorer:
     name, version = "m", 4
 
     def __init__(self) -> None:
-        self.poison: dict[float, Exception] = {}
+        self.poison: dict[float, BaseException] = {}
         self.runs: list[list[float]] = []
 
     def score(self, columns: Sequence[Tensor]) -> ScoredTable:
@@ -411,7 +409,9 @@ class Slow(MemorySink):
         return super().store(results, moves)
 
 
-def aside(tmp_path: Any, count: int, rows: int = 2, poison: dict[float, Exception] | None = None) -> tuple[Bench, Slow]:
+def aside(
+    tmp_path: Any, count: int, rows: int = 2, poison: dict[float, BaseException] | None = None
+) -> tuple[Bench, Slow]:
     """A loop that has put its first micro-batch aside."""
     bench = Bench(tmp_path, [message(i, id=f"m{i}", partition="p") for i in range(count)], "log", rows=rows)
     bench.sink = sink = Slow()
@@ -445,7 +445,7 @@ def test_the_next_is_scored_while_results_are_stored_and_nothing_of_it_is_writte
 
 
 def test_who_dies_meanwhile_has_both_for_suspects(tmp_path):
-    bench, sink = aside(tmp_path, 4, poison={2.0: KeyboardInterrupt()})  # type: ignore[dict-item]
+    bench, sink = aside(tmp_path, 4, poison={2.0: KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
         bench.loop.step()
     bench.another("c")
@@ -483,11 +483,10 @@ def test_a_row_that_the_sink_can_never_hold_is_found_afterwards(tmp_path):
 
 def test_a_lane_goes_to_another_only_when_nothing_of_it_is_being_stored(tmp_path):
     bench, sink = aside(tmp_path, 4)
-    went = in_thread(partial(bench.loop.revoked, ["p"]))
-    time.sleep(0.05)
-    assert went.is_alive()
-    sink.may.set()
-    went.join(60)
+    waits, wait = threading.Event(), bench.loop._await_store
+    bench.loop._await_store = lambda: (waits.set(), wait())[1]
+    in_thread(lambda: sink.may.set() if waits.wait(60) else None)
+    bench.loop.revoked(["p"])
     assert set(sink.rows) == {"m0", "m1"}
     assert sink.lanes["p"].offset == 2
 

@@ -36,7 +36,6 @@ Engine = Annotated[Text, typer.Option("--engine", help="What runs the job: local
 Master = Annotated[Text, typer.Option("--spark-master", help="Of Spark: local[2], spark://host:7077, yarn, ...")]
 Remote = Annotated[Text, typer.Option("--spark-remote", help="Of Spark Connect: sc://host:15002.")]
 Metrics = Annotated[Text, typer.Option("--metrics-port", help="Prometheus metrics while it runs; 0: a free port.")]
-
 MetricsHost = Annotated[
     Text,
     typer.Option("--metrics-host", help="Where their page listens.", show_default="127.0.0.1: this machine alone"),

@@ -32,7 +32,7 @@ def label_problem(name: str) -> str:
 
 
 def is_elsewhere(place: str | os.PathLike[str]) -> bool:
-    """Whether a repository is an address, and no folder."""
+    """Whether a repository, or a table, is an address, and no path."""
     return "://" in str(place)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from octoserve.core.names import is_elsewhere
 from octoserve.spec.values import Port, Rows, Section, Share, Size
 
 _BUDGET = re.compile(r"(\d+)|(\d+(?:\.\d+)?)\s*%|(0?\.\d+)")
@@ -26,7 +27,7 @@ def table_from(folder: Path, where: str, pattern: bool = False) -> str:
 
     pattern: whether it may match several files
     """
-    if "://" in where or where.startswith("iceberg:"):
+    if is_elsewhere(where) or where.startswith("iceberg:"):
         return where
     if where.startswith("delta:"):
         return f"delta:{folder / where.removeprefix('delta:')}"

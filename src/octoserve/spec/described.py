@@ -27,7 +27,7 @@ def description(section: type[Section], field: str) -> str:
 def describe(schema: dict[str, Any], root: type[Section]) -> None:
     """Add the fields' descriptions to a JSON Schema that pydantic made of `root`."""
     parts = {root.__name__: schema, **schema.get("$defs", {})}
-    for section in [root, *_below(Section)]:
+    for section in _below(Section):
         shown = parts.get(section.__name__, {}).get("properties", {})
         for name, field in section.model_fields.items():
             key = field.alias or name

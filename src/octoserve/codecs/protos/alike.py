@@ -11,6 +11,10 @@ import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from google.protobuf.message import DecodeError
+
+from octoserve.core.errors import OctoserveError
+
 Said = TypeVar("Said")
 
 _FEWEST, _MOST = 8, 64 << 10
@@ -26,7 +30,7 @@ class Alike(Generic[Said]):
     """What beginnings say. Bounded; when it is full it begins anew."""
 
     def __init__(self, ending: Callable[[bytes], bytes | None]) -> None:
-        """ending: the tensor's bytes in a whole message; None, or an error, where it has not one tensor"""
+        """ending: the tensor's bytes in a whole message; None where it has not one tensor. Raises as parsing does."""
         self._ending = ending
         self._starts: dict[int, int] = {}
         self._known: dict[bytes, tuple[int, Said]] = {}
@@ -52,7 +56,7 @@ class Alike(Generic[Said]):
         try:
             if self._ending(data[:start] + others) != others:
                 return
-        except Exception:
+        except (DecodeError, OctoserveError):
             return
         if len(self._known) >= _REMEMBERED:
             self._known.clear()

@@ -147,7 +147,7 @@ class Loop:
         self._history: dict[Position, Attempts] = {}
         """Of a log's partitions that are ours: what was known when they came."""
         self._unread: set[str] = set()
-        """Partitions of which none has come yet."""
+        """Partitions of which no message has come yet."""
         # Whose last attempt it is may not be a suspect for what another does.
         can = self._is_log and sink.traits.aside and work.policy.max_attempts > 1
         self._aside = ThreadPoolExecutor(1, "store") if can else None
@@ -305,7 +305,7 @@ class Loop:
     def _do(self, portion: Sequence[Message], known: Mapping[Position, Attempts]) -> None:
         tried = [message for message in portion if message.position in known] if known else []
         if tried or (self._storing is not None and self._storing.first.done()):
-            self._have_stored()  # those with a history are alone with it
+            self._have_stored()  # who has a history is alone with it; and what is there need be no suspect any more
         began = self._clock()
         if (ready := self._work.ready) is not None:
             self._insist("the schema registry", lambda: ready(portion), renewing=True)
@@ -469,7 +469,7 @@ class Loop:
     def _store(
         self, results: Results, moves: Sequence[Move], first: Callable[[], Stored] | None
     ) -> tuple[Stored, list[tuple[int, Unwritable]]]:
-        """All rows but those that the sink can never hold, which are found by bisection. first: try."""
+        """All rows but those that the sink can never hold, which are found by bisection. first: the first try."""
         tries = iter([first] if first is not None else [])
         try:
             return self._insist("the sink", lambda: next(tries, partial(self._sink.store, results, moves))()), []

@@ -60,7 +60,7 @@ class Statistics:
         ).counter(model)
         self.sink_retries = registry.counter(
             "octoserve_queue_sink_retries_total",
-            "Waits for what was away: the sink, the ledger of attempts, the dead-letter queue, the schema registry.",
+            "Waits for what was away: sink, source, ledger of attempts, dead-letter queue, schema registry, answers.",
             ("model",),
         ).counter(model)
         self.rows = registry.histogram(
